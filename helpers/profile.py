@@ -16,7 +16,6 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:The pynvml package is deprecated:FutureWarning",
     "TORCHDYNAMO_DISABLE": "1",  # nothing here is compiled, and importing the compiler takes seconds
-    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # XTuner reads back the checkpoints that it wrote
 }
 
 
@@ -45,6 +44,7 @@ class Profile:
     config_edits: dict[str, str | None] = field(repr=False)
     recipe: dict[str, str] = field(repr=False)
     chat_options: tuple[str, ...] = field(repr=False)
+    own_name: str = field(repr=False)  # what the base model calls itself
     device: str = field(repr=False)
     dtype: str = field(repr=False)
     disk_gb: int = field(repr=False)
@@ -65,6 +65,7 @@ CPU = {
         "max_length": "256", "batch_size": "4", "max_epochs": "3", "lr": "4e-4", "model.lora.lora_dropout": "0.0",
     },
     "chat_options": ("--torch-dtype", "fp32"),
+    "own_name": "教学模型",
     "device": "cpu",
     "dtype": "float32",
     "disk_gb": 1,
@@ -74,6 +75,7 @@ GPU = {
     "config_edits": {},
     "recipe": {"max_length": "512", "batch_size": "4", "max_epochs": "3", "lr": "2e-4"},
     "chat_options": (),
+    "own_name": "书生",
     "device": "cuda",
     "dtype": "bfloat16",
     "disk_gb": 40,
