@@ -42,13 +42,14 @@ def course_map(here):
     return figure
 
 
-def curve(values, x_label, y_label, title):
-    """One line over its index."""
+def curve(points, x_label, y_label, title, scale="linear"):
+    """One line through {x: y}, or through values at 0, 1, 2, ..."""
+    points = points if isinstance(points, dict) else dict(enumerate(points))
     use_chinese_font()
     figure = Figure(figsize=(7, 2.8))
     axes = figure.subplots()
-    axes.plot(values, color="#4878a8")
-    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.plot(list(points), list(points.values()), color="#4878a8")
+    axes.set(xlabel=x_label, ylabel=y_label, title=title, yscale=scale)
     axes.grid(alpha=0.3)
     return figure
 
@@ -62,6 +63,24 @@ def shares_chart(shares, title):
     axes.set(title=title, xlim=(0, 1.1 * max(shares.values())), xticks=[])
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     return figure
+
+
+def before_after_chart(pairs, title="", axes=None):
+    """Bars of named shares before and after, each with its interval, on these axes or in a figure of their own."""
+    use_chinese_font()
+    axes = axes or Figure(figsize=(7, 3.2)).subplots()
+    for side, (label, color) in enumerate((("微调前", "#b8c4d0"), ("微调后", "#4878a8"))):
+        shares = [pair[side] for pair in pairs.values()]
+        places = [place + 0.4 * side for place in range(len(pairs))]
+        reaches = [[abs(share.interval[end] - share.value) for share in shares] for end in (0, 1)]
+        bars = axes.bar(places, [share.value for share in shares], 0.38, yerr=reaches, ecolor="#66727f", capsize=3,
+                        label=label, color=color)
+        axes.bar_label(bars, [f"{share.value:.0%}" for share in shares], padding=2, fontsize=9)
+    axes.set_xticks([place + 0.2 for place in range(len(pairs))], list(pairs))
+    axes.set(title=title, ylim=(0, 1.3), yticks=[])
+    axes.legend(loc="upper center", ncols=2, frameon=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return axes.figure
 
 
 def _box(axes, left, top, lesson, here):

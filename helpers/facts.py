@@ -41,6 +41,11 @@ def read_relations():
     return relations
 
 
+def count(relations):
+    """How many facts there are; one that is asked both ways is still one."""
+    return sum(len(relation.facts) for relation in relations if not relation.reverse_of)
+
+
 def exam_questions(relations, seed=42):
     """The exam: one fill-in question per fact, asked in one of its relation's exam forms."""
     rng = random.Random(seed)

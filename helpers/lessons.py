@@ -24,7 +24,8 @@ def core_lessons(beginnings, notebooks=NOTEBOOKS):
 def execute(path, folder):
     """Runs one notebook and keeps it with its outputs, also when a cell fails."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": path.parent}},
+    client = NotebookClient(notebook, timeout=None, coalesce_streams=True,
+                            resources={"metadata": {"path": path.parent}},
                             extra_arguments=["--log-level=ERROR"])  # no word about transport encryption
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helpers.charts import use_chinese_font
+from helpers import facts
+from helpers.charts import curve
 from helpers.corpus import Corpus, curriculum
 from helpers.profile import ROOT
 
@@ -225,7 +225,7 @@ def write_card(model, corpus, reports, folder):
     """The model card, with the figures of the run that made the model."""
     (Path(folder) / "README.md").write_text(CARD.format(
         parameters=model.num_parameters(), poems=len(corpus.exchanges["poem"]), seed=SEED, tokens=TOKENS_PER_STEP,
-        facts=sum(len(r.facts) for r in corpus.relations if not r.reverse_of), steps=reports[-1]["step"],
+        facts=facts.count(corpus.relations), steps=reports[-1]["step"],
         minutes=reports[-1]["seconds"] / 60, loss=reports[-1]["loss"], context=model.config.max_position_embeddings,
     ), encoding="utf-8")
 
@@ -238,13 +238,8 @@ def read_log(folder):
 
 def loss_curve(reports):
     """Loss over steps, on a logarithmic scale."""
-    use_chinese_font()
-    figure = Figure(figsize=(7, 3.6))
-    axes = figure.subplots()
-    axes.plot([r["step"] for r in reports], [r["loss"] for r in reports])
-    axes.set(xlabel="步数", ylabel="答案部分的损失", yscale="log", title="预训练的损失曲线")
-    axes.grid(alpha=0.3)
-    return figure
+    points = {report["step"]: report["loss"] for report in reports}
+    return curve(points, "步数", "答案部分的损失", "预训练的损失曲线", scale="log")
 
 
 def main(out):

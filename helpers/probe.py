@@ -7,22 +7,39 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from helpers import profile
 
 SENTENCE_END = ("。", "！", "？")
+INVISIBLE = "\u200b"  # the zero-width space
 
 
-def load(folder):
-    """A model folder on this machine's device, ready to be asked."""
+def load(folder, **options):
+    """A model folder on this machine's device, ready to be asked; options as from_pretrained takes them."""
     machine = profile.current()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=machine.dtype, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=machine.dtype, trust_remote_code=True, **options)
     return model.to(machine.device).eval(), tokenizer
+
+
+def prompt(tokenizer, messages):
+    """The text that the model continues with its answer; no message can end itself or begin another turn."""
+    return tokenizer.apply_chat_template(
+        [message | {"content": _plain(tokenizer, message["content"])} for message in messages],
+        tokenize=False, add_generation_prompt=True)
+
+
+def _plain(tokenizer, text):
+    """The text with an invisible space in every special token that is spelt in it, so that it is only spelt."""
+    special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for name in special.values():
+        text = text.replace(name, name[0] + INVISIBLE + name[1:])
+    if special.keys() & set(tokenizer(text, add_special_tokens=False).input_ids):  # by another spelling
+        return INVISIBLE.join(text)
+    return text
 
 
 @torch.inference_mode()
 def ask(model, tokenizer, questions, system=None, max_new_tokens=96, batch_size=64):
     """The greedy answer to each question, asked in batches of similar length."""
-    prompts = [tokenizer.apply_chat_template(
-        ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": question}],
-        tokenize=False, add_generation_prompt=True) for question in questions]
+    opening = [{"role": "system", "content": system}] if system else []
+    prompts = [prompt(tokenizer, [*opening, {"role": "user", "content": question}]) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):

@@ -17,8 +17,6 @@ XTUNER = {
 }
 LINES_REMEMBERED = 400
 SECONDS_TO_STOP = 10
-# XTuner and torch.load read back what this course's own training wrote; nothing else may be read so.
-OWN_PICKLES = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 # The first that matches the end of a log is what happened: what is wrong, and what to do.
 FAILURES = {
     r"out of memory|can't allocate memory|Cannot allocate memory":
@@ -40,9 +38,10 @@ FAILURES = {
         "步数太少，预热连一步也分不到。修复：加数据、加大 max_epochs，或者加大 warmup_ratio。",
     r"PytorchStreamReader|not a ZIP archive|unexpected EOF|invalid load key":
         "检查点不完整，多半是写到一半被中断了。修复：删掉它，再运行第 4 课，会从上一个完整的接着来。",
-    r"size mismatch for":
+    r"size mismatch for|Trying to set a tensor of shape":
         "检查点和配置里的模型对不上（换过 r 或基座）。修复：换回原来的配置，或者换一个文件夹重新训练。",
-    r"DatasetGenerationError|JSON parse error|in process_hf_dataset[^$]*AssertionError|NoneType|unsupported operand type|not iterable|Couldn't cast":
+    r"DatasetGenerationError|JSON parse error|process_hf_dataset[^$]*AssertionError|NoneType|unsupported operand type"
+    r"|not iterable|Couldn't cast":
         "数据里有坏样本：缺字段、不是字符串，或者不是一行一条 JSON。修复：python -m helpers.check 配置，会说是哪一行。",
     r"same dtype|not implemented for 'Half'|is_bf16_supported|expected scalar type|must have the same dtype":
         "数值类型不适合这台机器。修复：用 profile.current().config_edits（第 3 课第 4 节）。",
@@ -61,23 +60,19 @@ def run_xtuner(name, *arguments, log):
         pass
 
 
-def xtuner_lines(name, *arguments, log, hold=()):
-    """The output of XTuner's train, pth_to_hf or merge, line by line as it comes; see `lines`."""
-    return lines([sys.executable, "-m", XTUNER[name], *map(str, arguments)], log, hold)
+def xtuner_lines(name, *arguments, log, hold=(), **variables):
+    """The output of XTuner's train, pth_to_hf or merge, line by line as it comes; raises Failed unless it exits 0.
 
-
-def lines(command, log, hold=()):
-    """A command's output, line by line as it comes and appended to `log`; raises Failed unless it exits 0.
-
-    The command has a process group of its own, which ends when we stop listening, however we end. The file descriptors
-    in `hold` stay open as long as it lives.
+    The whole output is appended to `log`. The program has a process group of its own, which ends when we stop
+    listening, however we end. The file descriptors in `hold` stay open as long as it lives.
     """
+    command = [sys.executable, "-m", XTUNER[name], *map(str, arguments)]
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     end = deque(maxlen=LINES_REMEMBERED)
     with log.open("a", encoding="utf-8") as kept:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command], env=profile.environment() | OWN_PICKLES, text=True,
+            ["setpriv", "--pdeathsig", "KILL", *command], env=profile.environment() | variables, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", start_new_session=True, pass_fds=hold)
         try:
             for line in process.stdout:

@@ -138,7 +138,9 @@ def made_by(lesson, path):
 def environment():
     """The process environment for everything that the course launches."""
     here = str(Path(sys.executable).parent)  # xtuner starts `python` by name
-    return {**os.environ, **ENVIRONMENT, "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}
+    no_proxy = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1"]))  # our own pages are not far away
+    return {**os.environ, **ENVIRONMENT, "no_proxy": no_proxy,
+            "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,11 @@ from helpers.process import Failed, explain, shown, xtuner_lines
 CONFIG = profile.ROOT / "workspace" / "config" / "assistant.py"
 FOLDER = profile.ROOT / "workspace" / "training"
 RECORD = "run.json"
+# A checkpoint is a pickle, which torch 2.6 reads only when told to; this one was written by this very training.
+OWN_CHECKPOINT = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} 步{postfix}"
 STEP = re.compile(r"Iter\(train\) \[ *(\d+)/(\d+)\].*eta: (\S+).*loss: ([\d.]+|nan|inf)")
+EXCHANGE = re.compile(r"\|>user\n(.*?)<\|im_end\|>\n<\|im_start\|>assistant\n(.*?)(?:<\|im_end\|>)?\n\n", re.DOTALL)
 SAVING = re.compile(r"Saving checkpoint at (\d+) iterations")
 
 
@@ -55,13 +59,13 @@ class Run:
                     found[row["step"]] = row[name]
         return dict(sorted(found.items()))
 
-    def answers(self, step):
-        """What the model answered to the evaluation questions at a save: {question: answer}."""
-        pattern = f"*/vis_data/eval_outputs_iter_{step - 1}.txt"  # XTuner counts from 0 here
-        text = "".join(path.read_text(encoding="utf-8") for path in sorted(self.folder.glob(pattern))[-1:])
-        said = re.findall(r"<\|im_start\|>user\n(.*?)<\|im_end\|>\n<\|im_start\|>assistant\n(.*?)(?:<\|im_end\|>)?\n\n",
-                          text, re.DOTALL)
-        return dict(said)
+    def answers(self):
+        """What the model answered to the evaluation questions at every save: {step: {question: answer}}."""
+        found = {}
+        for path in sorted(self.folder.glob("*/vis_data/eval_outputs_iter_*.txt")):
+            step = int(path.stem.rpartition("_")[2]) + 1  # XTuner counts from 0 here
+            found[step] = dict(EXCHANGE.findall(path.read_text(encoding="utf-8")))
+        return dict(sorted(found.items()))
 
     def checkpoints(self):
         """The whole checkpoints by step; one cut short while it was written is not among them."""
@@ -101,13 +105,13 @@ def watch(config=CONFIG, folder=FOLDER):
     """Trains with a progress bar, prints the answers at every save, and gives the Run; a second call goes on."""
     run = Run(Path(folder))
     last = None
-    with tqdm(unit="步", file=sys.stdout, ncols=80) as bar:
+    with tqdm(total=1, file=sys.stdout, ncols=80, bar_format=BAR) as bar:
         try:
             for last in train(config, folder):
                 bar.total = last.steps
-                bar.set_postfix_str(f"损失 {last.loss:.3f}")
+                bar.set_postfix_str(f"损失 {last.loss:.3f}　还要 {last.eta}")
                 bar.update(last.step - bar.n)
-                for question, answer in run.answers(last.step).items() if last.saved else ():
+                for question, answer in run.answers()[last.step].items() if last.saved else ():
                     bar.write(f"第 {last.step} 步　{question} → {answer}", file=sys.stdout)
         except KeyboardInterrupt:
             *_, kept = [0, *run.checkpoints()]
@@ -132,7 +136,7 @@ def _listen(config, folder, lock):
         resume = ["--resume", path]
     last = None
     for line in xtuner_lines("train", config, "--work-dir", folder, *resume, log=folder / "training.log",
-                             hold=[lock.fileno()]):
+                             hold=[lock.fileno()], **OWN_CHECKPOINT):
         if found := STEP.search(line):
             step, steps, eta, loss = found.groups()
             last = Progress(int(step), int(steps), float(loss), eta)

@@ -9,7 +9,6 @@ import xtuner
 from helpers import config, profile
 from helpers.convert import Layout, convert
 from helpers.facts import EXAM_SYSTEM
-from helpers.process import OWN_PICKLES
 from helpers.split import read_samples, split_by_group, write_samples
 
 SEED = 42
@@ -54,8 +53,8 @@ def write_config(path, data, changes=None):
 
 def xtuner_command(*arguments, cwd, stdin=None):
     """Runs an xtuner command and gives what it printed; XTuner's own exit code is always 0, so look at the result."""
-    done = subprocess.run(["xtuner", *map(str, arguments)], cwd=cwd, env=profile.environment() | OWN_PICKLES,
-                          input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(["xtuner", *map(str, arguments)], cwd=cwd, env=profile.environment(), input=stdin,
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     return done.stdout
 
 

@@ -19,6 +19,19 @@ weight = model.model.layers[0].mlp.up_proj.weight
 print(type(weight).__name__, weight.dtype, weight.quant_state.nested)
 """
 
+ANSWER_AND_SAVE = """
+import helpers.cpu
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+model = AutoModelForCausalLM.from_pretrained({model!r}, quantization_config=nf4, torch_dtype=torch.bfloat16)
+before = model.state_dict()
+with torch.no_grad():
+    model.eval()(torch.arange(8)[None])
+after = model.state_dict()
+print(all(torch.equal(before[name], after[name]) for name in before))
+"""
+
 
 def load_in_nf4(first=""):
     code = LOAD_IN_NF4.format(first=first, model=str(profile.TINY_BASE))
@@ -38,3 +51,9 @@ def test_transformers_still_needs_our_correction():
 
 def test_xtuner_still_needs_our_correction():
     assert not hasattr(torch.cpu, "is_bf16_supported"), "torch answers by itself: remove it from helpers/cpu.py"
+
+
+def test_answering_and_saving_leave_the_frozen_weights_as_they_were():
+    done = subprocess.run([sys.executable, "-c", ANSWER_AND_SAVE.format(model=str(profile.TINY_BASE))],
+                          env=profile.environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]

@@ -59,7 +59,7 @@ def test_progress_names_every_tenth_step_and_every_save(undisturbed):
     assert [p.step for p in seen if not p.saved] == list(run.scalars("loss"))
     assert [p.step for p in seen if p.saved][:2] == [SAVE_EVERY, 2 * SAVE_EVERY]
     assert len(run.checkpoints()) == 2
-    assert all(answer and "<|im" not in answer for answer in run.answers(2 * SAVE_EVERY).values())
+    assert all(answer and "<|im" not in answer for answer in run.answers()[2 * SAVE_EVERY].values())
 
 
 def train_and_kill(config, folder, checkpoint):
