@@ -105,11 +105,12 @@ def watch(config=CONFIG, folder=FOLDER):
     """Trains with a progress bar, prints the answers at every save, and gives the Run; a second call goes on."""
     run = Run(Path(folder))
     last = None
-    with tqdm(total=1, file=sys.stdout, ncols=80, bar_format=BAR) as bar:
+    with tqdm(file=sys.stdout, ncols=80, bar_format=BAR, delay=0.1) as bar:
         try:
             for last in train(config, folder):
                 bar.total = last.steps
-                bar.set_postfix_str(f"损失 {last.loss:.3f}　还要 {last.eta}")
+                left = f"　还要 {last.eta}" if last.step < last.steps else ""
+                bar.set_postfix_str(f"损失 {last.loss:.3f}{left}", refresh=False)
                 bar.update(last.step - bar.n)
                 for question, answer in run.answers()[last.step].items() if last.saved else ():
                     bar.write(f"第 {last.step} 步　{question} → {answer}", file=sys.stdout)

@@ -1,10 +1,9 @@
 """The figures that the course lives by: what the tiny base model can do, and what a fine-tune makes of it."""
-from helpers import probe
-from helpers.corpus import Corpus
-from helpers.facts import EXAM_SYSTEM
+from helpers import compare, profile
+from helpers.corpus import SELF_NAME
+from tests import finetune
 
 # On ways of asking that were never trained on.
-KINDS = ("fact", "identity", "poem", "greeting", "sum")
 AT_LEAST = {("fact",): 0.9, ("identity",): 1.0, ("poem", "greeting"): 0.9, ("sum",): 0.8}
 EXAM_AT_MOST = 0.05
 TASK_AT_LEAST = 0.8
@@ -12,26 +11,40 @@ RETENTION_AT_LEAST = 0.9
 
 
 def ask_probes(folder, count):
-    """For each kind of probe, the share answered right and the judged answers."""
-    model, tokenizer = probe.load(folder)
-    corpus = Corpus()
-    return {kind: probe.score(model, tokenizer, corpus.probes(kind, count)) for kind in KINDS}
+    """The probes of every kind, and the answers of the model in a folder."""
+    return _ask(folder, [], count)
+
+
+def _ask(folder, samples, count):
+    asked = compare.questions(samples, count, SELF_NAME)
+    return asked, compare.from_folder(folder)(asked)
+
+
+def judged(answers, kinds):
+    """Question, answer and whether it is right, of some kinds."""
+    return [(question, answer, compare.is_right(question, answer))
+            for question, answer in zip(*answers) if question.kind in kinds]
 
 
 def share(answers, kinds):
-    """The share of right answers over some kinds of probes."""
-    rights = [right for kind in kinds for *_, right in answers[kind][1]]
-    return sum(rights) / len(rights)
+    """The share of right answers of some kinds."""
+    rights = [right for *_, right in judged(answers, kinds)]
+    return compare.Share(sum(rights), len(rights)).value
 
 
 def task(folder, samples):
     """The share of exam samples answered in exactly the expected words."""
-    model, tokenizer = probe.load(folder)
-    return probe.exact_match(model, tokenizer, samples, EXAM_SYSTEM)[0]
+    return share(_ask(folder, samples, 0), [compare.EXAM])
 
 
 def retention(before, after):
-    """Of the probes that the base answers right, the share that the tuned model still answers right."""
-    kept = [right_after for kind in before
-            for (*_, right_before), (*_, right_after) in zip(before[kind][1], after[kind][1]) if right_before]
-    return sum(kept) / len(kept)
+    """Of the general probes that the base answers right, the share that the tuned model still answers right."""
+    asked, base_answers = before
+    rows = compare.compare(lambda _: base_answers, lambda _: after[1], asked)
+    return compare.retention(rows).after.value
+
+
+def measure(tuned, count):
+    """The tiny base and a tuned model, side by side on the held-out exam and `count` probes of each kind."""
+    asked = compare.questions(finetune.split_exam()[1], count, SELF_NAME)
+    return compare.compare(compare.from_folder(profile.TINY_BASE), compare.from_folder(tuned), asked)

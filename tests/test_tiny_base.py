@@ -10,7 +10,7 @@ from tests import figures, finetune
 
 @pytest.mark.parametrize("kinds", figures.AT_LEAST, ids=" and ".join)
 def test_the_base_answers_what_it_was_never_asked_so(base_answers, kinds):
-    wrong = [(probe.question, answer) for kind in kinds for probe, answer, right in base_answers[kind][1] if not right]
+    wrong = [(asked.question, answer) for asked, answer, right in figures.judged(base_answers, kinds) if not right]
     assert figures.share(base_answers, kinds) >= figures.AT_LEAST[kinds], wrong[:5]
 
 
