@@ -43,7 +43,7 @@ def test_cells_are_short_and_introduced(notebook):
 
 
 def test_checkpoints_print_one_stable_line(notebook):
-    checkpoints = [cell for cell in code(notebook) if "检查点" in cell.source]
+    checkpoints = [cell for cell in code(notebook) if "检查点 " in cell.source]
     assert checkpoints
     for cell in checkpoints:
         assert "assert" in cell.source
