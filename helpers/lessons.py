@@ -2,6 +2,7 @@
 
 python -m helpers.lessons [NAME ...]   all core lessons, or the ones whose names begin so.
 """
+import re
 import sys
 import time
 
@@ -19,6 +20,13 @@ def core_lessons(beginnings, notebooks=NOTEBOOKS):
     """The numbered lessons in order, or those whose names begin so."""
     return [path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
             if path.name.startswith(tuple(beginnings) or "")]
+
+
+def times(notebooks=NOTEBOOKS):
+    """The title of every core lesson and how long it takes, as its first cell says."""
+    opening = {path: nbformat.read(path, as_version=4).cells[0].source for path in core_lessons([], notebooks)}
+    return {re.search(r"^# (.+)$", text, re.M)[1]: re.search(r"^\*\*时间\*\*：(.+?)。?$", text, re.M)[1]
+            for text in opening.values()}
 
 
 def execute(path, folder):

@@ -34,3 +34,9 @@ def test_a_lesson_that_fails_stops_the_run_and_names_the_reason(notebooks, tmp_p
 def test_a_lesson_that_does_not_exist_is_named(notebooks, tmp_path):
     with pytest.raises(SystemExit, match="没有这样开头的课：42"):
         lessons.main(["42"], notebooks, tmp_path / "executed")
+
+
+def test_every_lesson_tells_how_long_it_takes():
+    times = lessons.times()
+    assert len(times) == len(lessons.core_lessons([]))
+    assert all("分钟" in time for time in times.values())
