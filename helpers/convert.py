@@ -1,5 +1,6 @@
 """Lesson 01: from a spreadsheet, a Word file or any usual JSON to XTuner's conversations, one line of JSON each."""
 import csv
+import html
 import json
 import re
 from array import array
@@ -27,7 +28,8 @@ SPACE_IN_CHINESE = re.compile(f"(?<={CHINESE}){SPACE}+(?={CHINESE})")
 SPACES = re.compile(f"{SPACE}+")
 INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\xad\u200b\u2060\ufeff\ud800-\udfff\ufffe\uffff]")
 HALF_WIDTH = {ord(char) + 0xFEE0: char for char in digits + ascii_letters + "%&+-./=@#*<>_"}
-SUSPECT = re.compile("[\x00- \x7f-\xa0\xad\u2000-\u200b\u2028-\u202f\u205f\u2060\ufeff\ud800-\udfff\ufffe\uffff"
+ENTITY = re.compile("&(?:[A-Za-z][A-Za-z0-9]*|#[0-9]+|#[Xx][0-9A-Fa-f]+);")  # with its end: not &copy in an address
+SUSPECT = re.compile("[\x00- &\x7f-\xa0\xad\u2000-\u200b\u2028-\u202f\u205f\u2060\ufeff\ud800-\udfff\ufffe\uffff"
                      "０-９Ａ-Ｚａ-ｚ％＆＋－．／＝＠＃＊＜＞＿]")
 
 
@@ -49,6 +51,7 @@ class Cleaning:
     tabs: bool = True
     line_breaks: bool = True
     full_width: bool = True
+    entities: bool = True
 
     def __call__(self, text):
         """The text without that dirt, and without characters that nobody can see."""
@@ -57,6 +60,8 @@ class Cleaning:
         text = INVISIBLE.sub("", text)
         if self.full_width:
             text = text.translate(HALF_WIDTH)
+        if self.entities and (unescaped := ENTITY.sub(lambda found: html.unescape(found[0]), text)) != text:
+            return self(unescaped)  # it may hold any dirt, another entity too
         if self.line_breaks:
             text = BREAKS.sub(" ", text)
         if self.tabs:

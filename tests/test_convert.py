@@ -29,7 +29,7 @@ from tools.make_raw_data import FOLDER, main
 
 ROOT = Path(__file__).parent.parent
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-AS_IT_IS = Cleaning(spaces=False, tabs=False, line_breaks=False, full_width=False)
+AS_IT_IS = Cleaning(spaces=False, tabs=False, line_breaks=False, full_width=False, entities=False)
 # What XML, and so a workbook, can hold; a return becomes a line break there, and _x0041_ means A.
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc", "Co", "Cn"], include_characters="\n\t")).filter(
     lambda text: not re.search("_x[0-9A-Fa-f]{4}_", text))
@@ -390,19 +390,21 @@ def test_a_source_is_known_by_its_content(tmp_path):
     ("  首 都 是 ", "首都是"), ("Windows  系统", "Windows 系统"), ("首\t都", "首都"), ("首\r\n都\n", "首都"),
     ("A. 北京\nB. 上海", "A. 北京 B. 上海"), ("ＨＴＴＰ１２．５％", "HTTP12.5%"), ("　　段首", "段首"),
     ("是（　　）。", "是（　　）。"), ("你好，世界！", "你好，世界！"), ("零\u200b宽\ufeff\x07", "零宽"),
-    ("\ud800坏", "坏"), (" \t\n　", ""),
+    ("\ud800坏", "坏"), (" \t\n　", ""), ("&ldquo;冰&nbsp;城&rdquo;", "“冰城”"), ("A&#65294;3&lt;4", "A.3<4"),
+    ("&amp;nbsp;首都", "首都"), ("&ａｍｐ;", "&"), ("R&D", "R&D"), ("?a=1&copy=2", "?a=1&copy=2"),
 ])
 def test_dirt_goes_and_chinese_typography_stays(dirty, clean):
     assert Cleaning()(dirty) == clean
 
 
 @pytest.mark.parametrize(("option", "dirty"), [
-    ("spaces", "a  b"), ("tabs", "a\tb"), ("line_breaks", "a\nb"), ("full_width", "ａb")])
+    ("spaces", "a  b"), ("tabs", "a\tb"), ("line_breaks", "a\nb"), ("full_width", "ａb"), ("entities", "a&lt;b")])
 def test_each_kind_of_dirt_can_be_kept(option, dirty):
     assert Cleaning(**{option: False})(dirty) == dirty != Cleaning()(dirty)
 
 
-@given(st.text(), st.builds(Cleaning, st.booleans(), st.booleans(), st.booleans(), st.booleans()))
+@given(st.text() | st.lists(st.sampled_from(["&", "amp", "lt", ";", "#38", "ａ", " ", "\n", "首"])).map("".join),
+       st.builds(Cleaning, *[st.booleans()] * 5))
 def test_what_is_clean_stays_as_it_is(text, cleaning):
     assert cleaning(cleaning(text)) == cleaning(text)
     cleaning(text).encode()
