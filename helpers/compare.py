@@ -130,16 +130,20 @@ def from_folder(folder, batch_size=BATCH_SIZE):
                                 "请改成含有模型的文件夹，例如第 6 课的 workspace/merged。")
 
     def answer(questions):
-        model, tokenizer = probe.load(folder)
-        together = {}
-        for place, question in enumerate(questions):  # answers of one kind are of similar length
-            together.setdefault((question.kind, question.system), []).append(place)
-        answers = {}
-        for (_, system), places in together.items():
-            asked = [questions[place].question for place in places]
-            answers |= zip(places, probe.ask(model, tokenizer, asked, system, batch_size=batch_size))
-        return [answers[place] for place in range(len(questions))]
+        return answers(*probe.load(folder), questions, batch_size)
     return answer
+
+
+def answers(model, tokenizer, questions, batch_size=BATCH_SIZE):
+    """A loaded model's answer to each question, in order."""
+    together = {}
+    for place, question in enumerate(questions):  # answers of one kind are of similar length
+        together.setdefault((question.kind, question.system), []).append(place)
+    found = {}
+    for (_, system), places in together.items():
+        asked = [questions[place].question for place in places]
+        found |= zip(places, probe.ask(model, tokenizer, asked, system, batch_size=batch_size))
+    return [found[place] for place in range(len(questions))]
 
 
 def compare(before, after, questions):

@@ -43,6 +43,8 @@ class Profile:
     imports: dict[str, str] = field(repr=False)
     config_edits: dict[str, str | None] = field(repr=False)
     recipe: dict[str, str] = field(repr=False)
+    laboratory: dict[str, str] = field(repr=False)  # what the recipe changes when a model is to be ruined quickly
+    trainings_at_once: int = field(repr=False)
     chat_options: tuple[str, ...] = field(repr=False)
     own_name: str = field(repr=False)  # what the base model calls itself
     device: str = field(repr=False)
@@ -64,6 +66,8 @@ CPU = {
     "recipe": {
         "max_length": "256", "batch_size": "4", "max_epochs": "3", "lr": "4e-4", "model.lora.lora_dropout": "0.0",
     },
+    "laboratory": {"lr": "4e-3", "model.lora.r": "16"},
+    "trainings_at_once": 2,
     "chat_options": ("--torch-dtype", "fp32"),
     "own_name": "教学模型",
     "device": "cpu",
@@ -74,6 +78,8 @@ GPU = {
     "imports": {},
     "config_edits": {},
     "recipe": {"max_length": "512", "batch_size": "4", "max_epochs": "3", "lr": "2e-4"},
+    "laboratory": {"lr": "1e-3", "model.lora.r": "16"},
+    "trainings_at_once": 1,
     "chat_options": (),
     "own_name": "书生",
     "device": "cuda",
