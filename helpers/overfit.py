@@ -174,7 +174,7 @@ def grid_chart(looks):
         for (y, row), x in product(enumerate(fields), range(len(rates))):
             shares = row[x].shares
             axes.text(x, y, f"{LABELS['identity']} {shares['identity']:.0%}\n"
-                            f"{LABELS['retention']} {shares['retention']:.0%}", ha="center", va="center", fontsize=9)
+                            f"{LABELS['retention']} {shares['retention']:.0%}", ha="center", va="center", fontsize=8)
         axes.set(title=f"秩 {r}", xlabel="学习率", ylabel="轮数")
         axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axes.set_yticks(range(len(epochs)), epochs)
