@@ -20,7 +20,7 @@ def empty_course(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lesson", NEEDS_ANOTHER, ids=lambda path: path.stem)
 def test_a_lesson_out_of_order_says_which_lesson_comes_first(lesson, empty_course):
-    with pytest.raises(SystemExit, match=r"缺少 workspace/\S+：请先运行第 \d 课"):
+    with pytest.raises(SystemExit, match=r"缺少 workspace/\S+：请先运行第 \d+ 课"):
         lessons.main([lesson.name], empty_course / "notebooks", empty_course / "executed")
 
 
