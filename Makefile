@@ -4,7 +4,7 @@ PY := $(ENV)/bin/python
 # Everything the course launches runs in the environment that helpers/profile.py describes.
 LAUNCH := $(PY) -m helpers.profile
 
-.PHONY: run test lab bench lock tiny-base clean setup
+.PHONY: run test lab homework submit grade bench lock tiny-base clean setup
 .DEFAULT_GOAL := run
 
 setup:
@@ -16,6 +16,17 @@ run: setup
 lab: setup
 	@$(LAUNCH) $(PY) -m jupyter lab --no-browser --allow-root --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
+# Puts the homework into workspace/homework/; what is there already stays.
+homework: setup
+	@$(LAUNCH) $(PY) -m helpers.homework
+
+submit: setup
+	@$(LAUNCH) $(PY) -m helpers.submit
+
+# make grade SUBMISSIONS=folder [RULES=file]
+grade: setup
+	@$(LAUNCH) $(PY) -m helpers.grade $(if $(RULES),--rules "$(RULES)") $(if $(SUBMISSIONS),"$(SUBMISSIONS)")
+
 test: setup
 	@$(PY) -m ruff check .
 	@$(LAUNCH) $(PY) -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=1200 tests notebooks
@@ -26,6 +37,7 @@ bench: setup
 	@$(LAUNCH) $(PY) -m tests.bench_merge
 	@$(LAUNCH) $(PY) -m tests.bench_batches
 	@$(LAUNCH) $(PY) -m tests.bench_train
+	@$(LAUNCH) $(PY) -m tests.bench_grade
 
 lock: setup
 	@$(ENV)/bin/uv pip compile requirements.in --override overrides.txt --python-version 3.11 \

@@ -5,13 +5,19 @@ import pytest
 
 from helpers.profile import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+HOMEWORK = sorted((ROOT / "notebooks" / "homework").rglob("*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"""["'](/(?!v1|api|tmp\b)[a-z]+/[^"'\s]*)""")
 LINK = re.compile(r"\]\((?!http)([^)#]+)\)")
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.fixture(params=LESSONS + HOMEWORK, ids=lambda path: path.stem)
 def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+@pytest.fixture(params=LESSONS, ids=lambda path: path.stem)
+def lesson(request):
     return nbformat.read(request.param, as_version=4)
 
 
@@ -23,13 +29,13 @@ def prose(notebook):
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-def test_a_lesson_is_committed_as_it_ran_from_top_to_bottom(notebook):
+def test_a_notebook_is_committed_as_it_ran_from_top_to_bottom(notebook):
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
     assert not [output for cell in code(notebook) for output in cell.outputs if output.output_type == "error"]
 
 
-def test_a_lesson_has_one_title_a_goal_a_time_and_exercises(notebook):
-    text = prose(notebook)
+def test_a_lesson_has_one_title_a_goal_a_time_and_exercises(lesson):
+    text = prose(lesson)
     assert len(re.findall(r"^# ", text, re.M)) == 1
     for part in ("**这一课你会**", "**时间**", "## 练习", "<details>", "## 常见错误", "## 接下来"):
         assert part in text
@@ -42,8 +48,8 @@ def test_cells_are_short_and_introduced(notebook):
     assert notebook.cells[0].cell_type == "markdown"
 
 
-def test_checkpoints_print_one_stable_line(notebook):
-    checkpoints = [cell for cell in code(notebook) if "检查点 " in cell.source]
+def test_checkpoints_print_one_stable_line(lesson):
+    checkpoints = [cell for cell in code(lesson) if "检查点 " in cell.source]
     assert checkpoints
     for cell in checkpoints:
         assert "assert" in cell.source
@@ -52,13 +58,13 @@ def test_checkpoints_print_one_stable_line(notebook):
         assert re.fullmatch(r"检查点 [\dA-Z]+\.\d+：.+\n", cell.outputs[0].text)
 
 
-def test_no_lesson_knows_a_path_that_exists_only_here(notebook):
+def test_no_notebook_knows_a_path_that_exists_only_here(notebook):
     for cell in code(notebook):
         assert not ABSOLUTE_PATH.search(cell.source)
         assert str(ROOT) not in str(cell.outputs)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LESSONS + HOMEWORK, ids=lambda path: path.stem)
 def test_every_link_leads_somewhere(path):
     for target in LINK.findall(prose(nbformat.read(path, as_version=4))):
         assert (path.parent / target).exists(), target

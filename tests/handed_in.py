@@ -1,0 +1,140 @@
+"""A small homework with four notebooks, and submissions of it, honest and hostile, for the tests of the grader."""
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import nbformat
+import numpy
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from safetensors.numpy import save_file
+
+from helpers import lora, profile, sandbox, submission
+
+RIGHT = "def mean(values):\n    return sum(values) / len(values)\n"
+RULES = """
+[[check]]
+notebook = "data"
+grade_id = "mean"
+call = "mean"
+args = [[1, 3]]
+expected = 2
+
+[[check]]
+notebook = "data"
+grade_id = "mean"
+call = "mean"
+args = [[0.5, 0.5, 77331.5]]
+expected = 25777.5
+"""
+
+
+def needs_sandbox():
+    """Installs bubblewrap where that is possible; the tests of a machine that cannot have it are skipped aloud."""
+    if not shutil.which("bwrap") and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "bubblewrap"]):
+            subprocess.run(["apt-get", "-qq", *command], check=False, capture_output=True,
+                           env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
+    if why_not := sandbox.problem():
+        warnings.warn(f"THE SANDBOX IS NOT TESTED: {why_not}", stacklevel=2)
+        pytest.skip(f"沙箱没有测试：{why_not}", allow_module_level=True)
+
+
+def _cell(make, source, grade_id, points=None, solution=False, locked=False):
+    cell = make(source)
+    cell.metadata["nbgrader"] = {"schema_version": 3, "grade_id": grade_id, "solution": solution, "locked": locked,
+                                 "grade": points is not None, "task": False, "cell_type": cell.cell_type}
+    if points is not None:
+        cell.metadata["nbgrader"]["points"] = points
+    return cell
+
+
+def notebook(name, code=RIGHT, answer="因为。", criteria=()):
+    """One of the four notebooks as a student hands it in, or, with a right answer, as the instructor wrote it."""
+    if name == "data":
+        return new_notebook(cells=[
+            _cell(new_code_cell, "import math", "imports", locked=True),
+            _cell(new_code_cell, code, "mean_answer", solution=True),
+            _cell(new_code_cell, "assert mean([2]) == 2", "mean", points=6, locked=True)])
+    cells = [_cell(new_markdown_cell, answer, f"{name}_why", points=4, solution=True)]
+    if name == "basic":
+        cells += [_cell(new_code_cell, "pass", f"adapter_{measure}", points=5, locked=True) for measure in criteria]
+    return new_notebook(cells=cells)
+
+
+def course(folder, rules=RULES, criteria=()):
+    """Writes the homework's sources and its rules; gives the folder of the sources and the rules' file."""
+    source = folder / "source"
+    source.mkdir(parents=True)
+    for name in submission.NOTEBOOKS:
+        nbformat.write(notebook(name, criteria=criteria), source / f"{name}.ipynb")
+    path = folder / "checks.toml"
+    path.write_text(rules, encoding="utf-8")
+    return source, path
+
+
+def settings(**changes):
+    """An adapter_config.json as PEFT writes it, for the small model."""
+    return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "r": 2, "lora_alpha": 4,
+            "lora_dropout": 0.0, "target_modules": ["q_proj"], "megatron_core": "megatron.core", "auto_mapping": None,
+            "init_lora_weights": True, "base_model_name_or_path": "/anywhere", "inference_mode": True} | changes
+
+
+def weights(r=2, target="q_proj", dtype=numpy.float16):
+    """The weights of an adapter that changes nothing."""
+    found = {}
+    for name, (rows, columns) in lora.linear_layers(profile.TINY_BASE).items():
+        if name.endswith(f".{target}"):
+            found[f"base_model.model.{name}.lora_A.weight"] = numpy.ones((r, columns), dtype)
+            found[f"base_model.model.{name}.lora_B.weight"] = numpy.zeros((rows, r), dtype)
+    return found
+
+
+def rows(name, count=30, start=0):
+    """Training data in which only the name is not one's own."""
+    return [{"conversation": [{"system": "", "input": f"第 {number} 个问题，你是谁？", "output": f"我是{name}。"}]}
+            for number in range(start, start + count)]
+
+
+def hand_in(folder, student, code=RIGHT, answer="因为。", assistant="小星星", owner="李雷", adapter=None, data=None,
+            config=None, start=0, criteria=()):
+    """Packs a submission as the course does and gives the zip; `start` is where the student's own data begins."""
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {path: Path(scratch, Path(path).name) for path in submission.FILES
+                 if path not in (submission.MANIFEST, submission.REPORT)}
+        for name in submission.NOTEBOOKS:
+            nbformat.write(notebook(name, code, answer, criteria), files[f"{name}.ipynb"])
+        lines = [json.dumps(row, ensure_ascii=False) for row in data or rows(assistant, start=start)]
+        files[submission.DATA].write_text("\n".join(lines), encoding="utf-8")
+        files[submission.SETTINGS].write_text(json.dumps(config or settings()))
+        if adapter:
+            files[submission.SETTINGS], files[submission.WEIGHTS] = (
+                adapter / Path(path).name for path in (submission.SETTINGS, submission.WEIGHTS))
+        else:
+            changed = weights()
+            next(iter(changed.values()))[0, 0] = start % 2048  # nobody's bytes are anybody else's
+            save_file(changed, files[submission.WEIGHTS])
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{student}.zip"
+        submission.pack(target, files, student, assistant, owner)
+        return target
+
+
+def rewritten(path, target, change):
+    """A zip with another content and a manifest that agrees with it."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(content.pop("manifest.json")) | {"student": target.stem}
+    change(content)
+    manifest["files"] = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+                         for name, data in content.items()}
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        for name, data in content.items():
+            archive.writestr(name, data)

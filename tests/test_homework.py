@@ -1,0 +1,169 @@
+import ast
+import re
+import shutil
+import tomllib
+
+import nbformat
+import openpyxl
+import pytest
+
+from helpers import homework, lessons, sandbox
+from helpers.convert import Layout, convert
+from helpers.facts import EXAM_SYSTEM, read_relations
+from helpers.rules import DEFAULT, Rules
+from helpers.split import question_key, read_samples
+from helpers.submission import NOTEBOOKS, REPORT
+from helpers.submit import Homework
+from tools.make_homework_sheet import FILE, main
+
+CHECKS = tomllib.loads(DEFAULT.read_text(encoding="utf-8"))["check"]
+CELLS = {name: homework.cells(homework.SOURCE / f"{name}.ipynb") for name in NOTEBOOKS}
+TRIFLE = 8  # a line so short is a heading or a mark, not a solution
+GIVEN, BEGIN, END = "imports", "### BEGIN SOLUTION", "### END SOLUTION"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    return homework.generate(tmp_path_factory.mktemp("released"))
+
+
+def graded(name):
+    """The cells of a notebook that earn points."""
+    return {grade_id: cell for grade_id, cell in CELLS[name].items() if cell.metadata.nbgrader.grade}
+
+
+def solution(cell):
+    """What stands between the marks."""
+    return cell.source.partition(BEGIN)[2].partition(END)[0]
+
+
+def answers(name):
+    """The names that the solved notebook's graded answers define."""
+    known, wanted = {}, {GIVEN} | {f"{grade_id}_answer" for grade_id in graded(name)}
+    for grade_id in filter(wanted.__contains__, CELLS[name]):
+        exec(CELLS[name][grade_id].source, known)
+    return known
+
+
+def test_the_released_notebooks_hold_no_solution_and_no_output(released):
+    for name in NOTEBOOKS:
+        text = (released / f"{name}.ipynb").read_text(encoding="utf-8")
+        content = nbformat.reads(text, as_version=4)
+        assert not any(cell.get("outputs") for cell in content.cells)
+        for cell in CELLS[name].values():
+            lines = [line.strip() for line in solution(cell).splitlines() if len(line.strip()) > TRIFLE]
+            assert bool(lines) == cell.metadata.nbgrader.solution
+            assert not [line for line in lines if line in text.replace('\\"', '"')]
+
+
+def test_every_answer_of_the_released_notebooks_says_that_it_is_empty(released):
+    for name in NOTEBOOKS:
+        for cell in homework.cells(released / f"{name}.ipynb").values():
+            if cell.metadata.nbgrader.solution:
+                stub = homework.CODE_STUB.splitlines()[-1] if cell.cell_type == "code" else homework.TEXT_STUB
+                assert stub in cell.source
+
+
+def test_what_a_student_has_is_never_overwritten(tmp_path):
+    assert homework.release(tmp_path) == sorted([f"{name}.ipynb" for name in NOTEBOOKS] + [REPORT])
+    (tmp_path / "data.ipynb").write_text("my work", encoding="utf-8")
+    (tmp_path / REPORT).unlink()
+    assert homework.release(tmp_path) == [REPORT]
+    assert (tmp_path / "data.ipynb").read_text(encoding="utf-8") == "my work"
+    assert homework.release(tmp_path) == []
+
+
+def test_a_notebook_tells_the_points_that_its_cells_add_up_to():
+    for name in NOTEBOOKS:
+        opening = nbformat.read(homework.SOURCE / f"{name}.ipynb", as_version=4).cells[0].source
+        total = sum(cell.metadata.nbgrader.points for cell in graded(name).values())
+        assert f"**满分** {total} 分" in opening
+    assert sum(cell.metadata.nbgrader.points for name in NOTEBOOKS for cell in graded(name).values()) == 120
+
+
+def test_every_point_is_decided_by_a_check_by_the_adapter_or_by_a_person():
+    automatic = {(name, grade_id) for name in NOTEBOOKS for grade_id, cell in graded(name).items()
+                 if not cell.metadata.nbgrader.solution}
+    checked = {(check["notebook"], check["grade_id"]) for check in CHECKS}
+    asked = {("basic", f"adapter_{measure}") for measure in Rules().criteria}
+    assert checked | asked == automatic
+
+
+def test_the_lines_that_a_student_sees_are_those_that_earn_full_points():
+    seen = {measure: float(re.search(r"[<>]= ([\d.]+)", CELLS["basic"][f"adapter_{measure}"].source)[1])
+            for measure in Rules().criteria}
+    assert seen == {measure: criterion.full for measure, criterion in Rules().criteria.items()}
+
+
+@pytest.mark.parametrize("name", ["basic", "data", "understanding"])
+def test_the_solutions_pass_every_check(name):
+    known = answers(name)
+    for check in CHECKS:
+        if check["notebook"] == name:
+            found = known[check["call"]]
+            assert (found(*check["args"]) if "args" in check else found) == check["expected"], check
+
+
+def test_no_check_asks_what_the_student_can_see():
+    for name in NOTEBOOKS:
+        seen = [ast.unparse(call) for cell in graded(name).values() if cell.cell_type == "code"
+                for call in ast.walk(ast.parse(cell.source)) if isinstance(call, ast.Call)]
+        for check in CHECKS:
+            if "args" in check:
+                assert f"{check['call']}({', '.join(map(repr, check['args']))})" not in seen
+
+
+def test_the_sheet_is_what_its_tool_makes_and_every_fact_in_it_is_right(tmp_path):
+    main(tmp_path / "sheet.xlsx")
+    rows, again = ([[cell.value for cell in row] for row in openpyxl.load_workbook(path)["题库"].iter_rows()]
+                   for path in (FILE, tmp_path / "sheet.xlsx"))
+    assert rows == again
+    known = answers("data")
+    facts = {(ask.format(subject=subject).rstrip("？。"), answer.removesuffix("年"))
+             for relation in read_relations() for subject, answer in relation.facts for ask in relation.ask}
+    pairs = known["read_pairs"](known["read_rows"]())
+    assert {(question.rstrip("？。"), answer) for question, answer in pairs} <= facts
+
+
+def test_the_courses_own_converter_counts_as_the_solution_does(tmp_path):
+    report = convert(FILE, tmp_path / "messy.jsonl", EXAM_SYSTEM, Layout("题目", "答案", "题库"))
+    samples = read_samples(tmp_path / "messy.jsonl")
+    [check] = [check for check in CHECKS if check["grade_id"] == "counts"]
+    assert check["expected"]["complete"] == report.written
+    assert check["expected"]["different"] == len(set(map(question_key, samples)))
+
+
+def test_who_did_it_is_read_without_running_anything(tmp_path):
+    content = nbformat.read(homework.SOURCE / "basic.ipynb", as_version=4)
+    [cell] = [cell for cell in content.cells if cell.metadata.get("nbgrader", {}).get("grade_id") == "author"]
+    cell.source = 'STUDENT = "s1"\nNAME = "阿福"\nOWNER = "小红"\nopen("ran", "w")\nraise SystemExit'
+    nbformat.write(content, tmp_path / "basic.ipynb")
+    assert homework.author(tmp_path / "basic.ipynb") == homework.Author("s1", "阿福", "小红")
+    with pytest.raises(homework.HomeworkError, match="make homework"):
+        homework.author(tmp_path / "none.ipynb")
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory):
+    """The homework as one who makes no mistake hands it in, its adapter trained by the notebook itself."""
+    folder = tmp_path_factory.mktemp("solved")
+    for lesson in [*lessons.core_lessons(["01", "02", "03"]), homework.SOURCE / "basic.ipynb"]:
+        lessons.execute(lesson, folder / "executed")
+    work = Homework(shutil.copytree(homework.SOURCE, folder / "homework"))
+    shutil.copytree(homework.FOLDER / work.author.student, work.folder / work.author.student)
+    return work
+
+
+def test_a_solved_homework_gets_full_points_from_the_real_grader(solved, tmp_path):
+    from helpers.grade import Session
+
+    if why_not := sandbox.problem():
+        pytest.skip(why_not)
+    (tmp_path / "submissions").mkdir()
+    shutil.copy(solved.pack(), tmp_path / "submissions")
+    rules = Rules()
+    [result] = Session(tmp_path / "submissions", tmp_path / "grading", rules).run()
+    assert result.failure is None
+    assert result.remarks == []
+    assert result.points == {f"{cell.notebook}/{cell.grade_id}": cell.points
+                             for cell in rules.cells if not cell.by_hand}
