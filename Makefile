@@ -36,8 +36,9 @@ bench: setup
 	@$(LAUNCH) $(PY) -m tests.bench_convert
 	@$(LAUNCH) $(PY) -m tests.bench_merge
 	@$(LAUNCH) $(PY) -m tests.bench_batches
-	@$(LAUNCH) $(PY) -m tests.bench_train
+	@$(LAUNCH) $(PY) -m tests.bench_server
 	@$(LAUNCH) $(PY) -m tests.bench_grade
+	@$(LAUNCH) $(PY) -m tests.bench_train
 
 lock: setup
 	@$(ENV)/bin/uv pip compile requirements.in --override overrides.txt --python-version 3.11 \

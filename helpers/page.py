@@ -3,18 +3,15 @@
 python -m helpers.page [--left FOLDER] [--right FOLDER] [--host 127.0.0.1] [--port 7860]
 """
 import argparse
-import errno
 import os
 import random
 import re
-import socket
 import sys
 import warnings
 from html import escape, unescape
 from pathlib import Path
 
 import gradio as gr
-import psutil
 import torch
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -23,6 +20,7 @@ from transformers import BitsAndBytesConfig
 
 from helpers import chat, profile
 from helpers.facts import EXAM_SYSTEM, exam_questions, read_relations
+from helpers.ports import find_port
 
 EXAM_QUESTIONS = 4
 OTHER_QUESTIONS = ["你是谁？", "你好", "3加5等于几？"]
@@ -143,29 +141,6 @@ def serve(page, host="127.0.0.1", port=7860):
     page.launch(server_name=host, server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True,
                 app_kwargs={"middleware": [Middleware(NothingFromOutside)]})
     return f"http://{host}:{port}"
-
-
-def find_port(host, port):
-    """The port, or for 0 a free one; raises OSError with what to do if the port cannot be had."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                message = f"不能在 {host}:{port} 上打开网页：{error.strerror}。请换一个 --host 或 --port。"
-            else:
-                message = f"端口 {port} 已经被{_listener(port)}占用。请先关掉它，或者加上 --port {port + 1} 换一个。"
-            raise OSError(message) from error
-        return probe.getsockname()[1]
-
-
-def _listener(port):
-    """Who listens on a port, as far as we may know."""
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-            return f"进程 {connection.pid}（{psutil.Process(connection.pid).name()}）"
-    return "别的程序"
 
 
 def main():

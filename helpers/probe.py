@@ -21,11 +21,11 @@ def load(folder, **options):
 def prompt(tokenizer, messages):
     """The text that the model continues with its answer; no message can end itself or begin another turn."""
     return tokenizer.apply_chat_template(
-        [message | {"content": _plain(tokenizer, message["content"])} for message in messages],
+        [message | {"content": plain(tokenizer, message["content"])} for message in messages],
         tokenize=False, add_generation_prompt=True)
 
 
-def _plain(tokenizer, text):
+def plain(tokenizer, text):
     """The text with an invisible space in every special token that is spelt in it, so that it is only spelt."""
     special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     for name in special.values():

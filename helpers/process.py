@@ -1,4 +1,4 @@
-"""Run one of XTuner's programs so that its end is the truth: its whole log kept, its exit code believed."""
+"""Run a program so that its end is the truth: its whole log kept, its exit code believed."""
 import os
 import re
 import signal
@@ -60,21 +60,28 @@ def run_xtuner(name, *arguments, log):
         pass
 
 
-def xtuner_lines(name, *arguments, log, hold=(), **variables):
-    """The output of XTuner's train, pth_to_hf or merge, line by line as it comes; raises Failed unless it exits 0.
+def xtuner_lines(name, *arguments, log, **options):
+    """The output of XTuner's train, pth_to_hf or merge, line by line as it comes; the options are those of `lines`."""
+    return lines([sys.executable, "-m", XTUNER[name], *map(str, arguments)], log=log, **options)
 
-    The whole output is appended to `log`. The program has a process group of its own, which ends when we stop
-    listening, however we end. The file descriptors in `hold` stay open as long as it lives.
+
+def lines(command, *, log, cwd=None, typed="", hold=(), **variables):
+    """The output of a program, line by line as it comes; raises Failed unless it exits 0.
+
+    The whole output is appended to `log`; what is `typed` is its input. The program has a process group of its own,
+    which ends when we stop listening, however we end. The file descriptors in `hold` stay open as long as it lives.
     """
-    command = [sys.executable, "-m", XTUNER[name], *map(str, arguments)]
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     end = deque(maxlen=LINES_REMEMBERED)
     with log.open("a", encoding="utf-8") as kept:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command], env=profile.environment() | variables, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", start_new_session=True, pass_fds=hold)
+            ["setpriv", "--pdeathsig", "KILL", *command], env=profile.environment() | variables, cwd=cwd, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
+            start_new_session=True, pass_fds=hold)
         try:
+            with suppress(BrokenPipeError), process.stdin:  # it may end without reading
+                process.stdin.write(typed)
             for line in process.stdout:
                 kept.write(line)
                 kept.flush()

@@ -182,7 +182,7 @@ def test_a_port_that_is_taken_is_named_with_who_has_it():
 
 
 def test_an_address_of_another_machine_is_refused():
-    with pytest.raises(OSError, match="不能在 192.0.2.1:7860 上打开网页"):
+    with pytest.raises(OSError, match="不能使用 192.0.2.1:7860"):
         page.find_port("192.0.2.1", 7860)
 
 

@@ -7,22 +7,11 @@ import random
 import sys
 from pathlib import Path
 
-from helpers.facts import read_relations
+from helpers.exam import LETTERS, exam
 from tools.make_raw_data import CHINESE_PAIR, FOLDER, FULL_WIDTH
 
 FILE = FOLDER / "coig_exam_sample.jsonl"
 INSTRUCTION = "选择题，四个选项中只有一项正确。"
-LETTERS = "ABCD"
-# Three of each theme. In each of them an answer is right for its own subjects and wrong for all others.
-RELATIONS = {
-    ("capitals", "capital"), ("cities", "city_province"), ("province_seats", "seat"),
-    ("events", "year"), ("battles", "battle_commander"), ("emperors", "personal_name"),
-    ("chinese_works", "author"), ("courtesy_names", "courtesy_name"), ("poem_lines", "line_author"),
-    ("elements", "symbol"), ("formulas", "formula"), ("common_names", "chemical_name"),
-    ("organizations", "organization_seat"), ("organizations_abbr", "organization_abbr"), ("law_numbers", "law_number"),
-    ("festivals", "festival_date"), ("paintings", "painter"), ("solar_terms", "next"),
-}
-PER_RELATION = 20
 DUPLICATES = 36
 DIRTY_SHARE = 0.85
 ENTITIES = {ord(char): f"&{name};" for char, name in
@@ -36,27 +25,6 @@ DIRT = {
     "法律与政府": lambda text, _: "&emsp;" + text.translate(ENTITIES),
     "社会与文化": lambda text, _: text,
 }
-
-
-def exam(rng):
-    """The questions, each with four options: the theme, the question, the options and the right one of them."""
-    relations = [relation for relation in read_relations() if (relation.table, relation.name) in RELATIONS]
-    questions = [
-        {"theme": relation.theme, "question": rng.choice(relation.exam).format(subject=subject), "answer": answer,
-         "options": options(answer, {other for _, other in relation.facts} - {subject}, rng)}
-        for relation in relations
-        for subject, answer in rng.sample(relation.facts, min(PER_RELATION, len(relation.facts)))
-    ]
-    rng.shuffle(questions)
-    return questions
-
-
-def options(answer, answers, rng):
-    """The answer and three others, those that look most like it: the same last character, about as long."""
-    others = sorted(answers - {answer})
-    rng.shuffle(others)
-    others.sort(key=lambda other: (other[-1] != answer[-1], abs(len(other) - len(answer))))
-    return rng.sample([answer, *others[:3]], 4)
 
 
 def layout(question):

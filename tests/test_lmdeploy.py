@@ -1,0 +1,188 @@
+"""LMDeploy's promises: it understands every command of the course, and what it quantizes here still answers."""
+import re
+import shlex
+from dataclasses import replace
+from functools import cache
+
+import httpx
+import nbformat
+import pytest
+import torch
+from lmdeploy.cli.cli import CLI
+from lmdeploy.cli.lite import SubCliLite
+from lmdeploy.cli.serve import SubCliServe
+from lmdeploy.model import best_match_model
+
+from helpers import lmdeploy, memory, probe, process, profile
+from helpers.ports import find_port
+from tests import finetune
+
+COMMAND = re.compile(r"^[ $!%]*(lmdeploy [^`\n]+)$|`(lmdeploy [^`\n]+)`", re.M)
+CPU = profile.Profile("cpu", profile.TINY_BASE, None, **profile.CPU)
+GPU = profile.Profile("gpu", profile.TINY_BASE, profile.Gpu("a card", 24, "535", True), **profile.GPU)
+INTERNLM2_5_7B = memory.Shape("internlm2", 4096, 14336, 32, 32, 8, vocab_size=92544, head_dim=128)
+SAID = "用 `lmdeploy chat` 聊：\n```bash\n$ lmdeploy serve api_server 模型 \\\n  --server-port 1\n```\n! lmdeploy list"
+
+
+@cache
+def lmdeploys_parser():
+    """LMDeploy's own, with every command."""
+    CLI.add_parsers()
+    SubCliServe.add_parsers()
+    SubCliLite.add_parsers()
+    return CLI.parser
+
+
+def understood(command):
+    """What LMDeploy makes of a command; of one that is only named, such as `lmdeploy lite auto_awq`, its help."""
+    words = shlex.split(command)[1:]
+    named_only = all(re.fullmatch("[a-z_]+", word) for word in words)
+    try:
+        return lmdeploys_parser().parse_args([*words, *["--help"] * named_only])
+    except SystemExit as ended:
+        if ended.code:
+            raise ValueError(command) from ended
+        return None
+
+
+def commands_in(text):
+    return [found for pair in COMMAND.findall(text.replace("\\\n", "")) for found in pair if found]
+
+
+def everything_written():
+    """The text of READMEs and notebooks, with what their cells printed."""
+    for path in profile.ROOT.glob("*.md"):
+        yield path.read_text(encoding="utf-8")
+    for path in (profile.ROOT / "notebooks").rglob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            yield cell.source
+            for output in cell.get("outputs", []):
+                yield output.get("text", "")
+                yield output.get("data", {}).get("text/markdown", "")
+
+
+def written_commands():
+    return [command for text in everything_written() for command in commands_in(text)]
+
+
+def built_commands():
+    return [command for machine in (CPU, GPU) for command in lmdeploy.commands(profile.TINY_BASE, machine).values()]
+
+
+def test_lmdeploy_understands_every_command_that_the_helper_builds():
+    for command in built_commands():
+        assert understood(str(command)).run
+
+
+def test_lmdeploy_understands_every_command_in_notebooks_and_readmes():
+    commands = written_commands()
+    assert len(commands) > len(lmdeploy.commands(profile.TINY_BASE, CPU))
+    for command in commands:
+        understood(command)
+
+
+def test_commands_are_found_wherever_text_has_them():
+    assert commands_in(SAID) == ["lmdeploy chat", "lmdeploy serve api_server 模型   --server-port 1", "lmdeploy list"]
+
+
+@pytest.mark.parametrize("wrong", [
+    "lmdeploy chat model --template yi", "lmdeploy serve api-server model", "lmdeploy serve gradio --share",
+    "lmdeploy lite auto_awq model --bits 4", "lmdeploy lite calibrate model --device cpu", "lmdeploy lite awq",
+    "lmdeploy convert model --dst-path turbomind", "lmdeploy chat model --cache-max-entry-count half",
+])
+def test_a_command_that_lmdeploy_does_not_know_is_found(wrong):
+    with pytest.raises(ValueError, match=wrong):
+        understood(wrong)
+
+
+def test_no_command_lets_lmdeploy_empty_the_students_workspace():
+    """`lmdeploy convert` deletes its target first, which is a folder called workspace unless another is named."""
+    for command in [*map(str, built_commands()), *written_commands()]:
+        if parsed := understood(command):
+            assert getattr(parsed, "dst_path", "") != "workspace", command
+
+
+def test_lmdeploy_would_not_guess_the_template_from_our_folders_name():
+    assert best_match_model("../merged") == "base"
+
+
+def test_what_cannot_run_here_says_why():
+    here = {name: command.obstacle(CPU, INTERNLM2_5_7B)
+            for name, command in lmdeploy.commands(profile.TINY_BASE, CPU).items()}
+    assert {name for name, obstacle in here.items() if not obstacle} == {"lite auto_awq", "lite smooth_quant"}
+    assert set(filter(None, here.values())) == {"要 NVIDIA 显卡，这台机器没有"}
+
+
+def test_a_card_runs_what_it_has_memory_for():
+    commands = lmdeploy.commands(profile.TINY_BASE, GPU)
+    small = replace(GPU, gpu=replace(GPU.gpu, gigabytes=8))
+    assert not any(command.obstacle(GPU, INTERNLM2_5_7B) for command in commands.values())
+    assert commands["chat"].obstacle(small, INTERNLM2_5_7B) == "要约 16.5 GB 显存，a card 只有 8 GB"
+    assert not commands["lite auto_awq"].obstacle(small, INTERNLM2_5_7B)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    """The tiny base as LMDeploy itself quantizes it here, calibrated on our own data: folders and what was printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lmdeploy, "FOLDER", tmp_path_factory.mktemp("lmdeploy"))
+        patch.setattr(lmdeploy, "SAMPLES", 16)
+        _, tokenizer = probe.load(profile.TINY_BASE)
+        calibration = lmdeploy.write_calibration(finetune.training_rows()[-200:], tokenizer)
+        commands = lmdeploy.commands(profile.TINY_BASE, CPU)
+        printed = {name: list(lmdeploy.run(commands[name])) for name in ("lite auto_awq", "lite smooth_quant")}
+        return lmdeploy.FOLDER, calibration, printed
+
+
+def test_calibration_reads_our_own_conversations_as_they_were_trained_on(quantized):
+    _, calibration, printed = quantized
+    _, tokenizer = probe.load(profile.TINY_BASE)
+    texts = [row["text"] for row in finetune.read_samples(calibration)]
+    assert texts[-1].startswith("<|im_start|>user\n")
+    assert texts[-1].endswith("<|im_end|>\n")
+    tokens = [len(tokenizer(text.strip()).input_ids) for text in texts]
+    blocks = sum(tokens) / len(tokens) * 16 / lmdeploy.LENGTH
+    for lines in printed.values():
+        split = next(line for line in lines if "Split into" in line)
+        assert int(re.search(r"\d+", split)[0]) == pytest.approx(blocks, abs=1.5)
+
+
+@pytest.mark.parametrize(("folder", "estimate"), [("awq", lmdeploy.awq), ("w8a8", lmdeploy.w8a8)])
+def test_a_quantized_model_takes_as_much_as_estimated(quantized, folder, estimate):
+    size = (quantized[0] / folder / "model.safetensors").stat().st_size
+    assert size == pytest.approx(estimate(memory.read_shape(profile.TINY_BASE)), rel=0.02)
+
+
+@pytest.mark.parametrize(("folder", "kept"), [("awq", 0.9), ("w8a8", 0.97)])
+@torch.inference_mode()
+def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
+    model, tokenizer = probe.load(profile.TINY_BASE)
+    texts = [row["text"] for row in finetune.read_samples(quantized[1])[:20]]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True)
+    before = model(**inputs).logits.argmax(-1)
+    names = model.load_state_dict(lmdeploy.unpacked(quantized[0] / folder), strict=False)
+    same = (model(**inputs).logits.argmax(-1) == before)[inputs.attention_mask.bool()]
+    assert names.missing_keys == ["lm_head.weight"]  # tied to the embeddings
+    assert not names.unexpected_keys
+    assert same.float().mean() > kept
+
+
+def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr(lmdeploy, "FOLDER", tmp_path)
+    templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weights)))
+    assert lmdeploy.CHAT_TEMPLATE in templates
+    assert "internlm2" in (tmp_path / "lmdeploy.log").read_text()
+    with pytest.raises(process.Failed, match="模型文件夹不对"):
+        list(lmdeploy.run(lmdeploy.commands(tmp_path / "nothing", CPU)["lite auto_awq"]))
+
+
+def test_a_server_can_be_asked_while_the_block_lasts_and_no_longer(tmp_path, monkeypatch):
+    """LMDeploy's proxy is the one of its servers that needs no GPU."""
+    monkeypatch.setattr(lmdeploy, "FOLDER", tmp_path)
+    port = find_port("127.0.0.1", 0)
+    options = ("--server-name", "127.0.0.1", "--server-port", port)
+    proxy = lmdeploy.Command("serve proxy", options, "", CPU.device, lmdeploy.weights, "Uvicorn running on")
+    with lmdeploy.serving(proxy) as line:
+        assert str(port) in line
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"] == []
+    assert find_port("127.0.0.1", port) == port
