@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 env=$1
-needed_gb=12
+needed_gb=13
 
 say() { printf '%s\n' "$*" >&2; }
 stop() { say "[FAIL] $1"; say "       怎么办：$2"; exit 1; }
