@@ -43,13 +43,11 @@ def test_what_is_installed_is_the_lock():
     assert different == []
 
 
-def test_pip_check_reports_exactly_the_override_we_chose():
-    override = [line for line in (ROOT / "overrides.txt").read_text(encoding="utf-8").splitlines() if line]
+def test_pip_check_reports_exactly_the_overrides_we_chose():
+    chosen = re.findall(r"^[\w-]+", (ROOT / "overrides.txt").read_text(encoding="utf-8"), re.M)
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
-    [complaint] = done.stdout.splitlines()
-    [chosen_instead] = override
-    name, version = chosen_instead.split("==")
-    assert re.fullmatch(rf"xtuner .* has requirement {name}==.*, but you have {name} {re.escape(version)}\.", complaint)
+    complaints = [re.search(r"(?:requires|has requirement) ([\w-]+)", line)[1] for line in done.stdout.splitlines()]
+    assert sorted(complaints) == sorted(chosen)
 
 
 @pytest.mark.parametrize(("found", "verdict", "mend"), [
