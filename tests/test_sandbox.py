@@ -45,7 +45,7 @@ def test_it_sees_its_own_processes_only():
 
 def test_it_sees_only_what_it_needs():
     assert set(tell("os.listdir('/etc')")) <= {"ld.so.cache", "localtime"}
-    assert tell("os.listdir('/tmp')") == []
+    assert set(tell("os.listdir('/tmp')")) <= {*profile.ROOT.parts}  # the course itself may lie there
     inside = tell(f"os.listdir({str(profile.ROOT)!r})")
     assert set(inside) <= {"helpers", "assets", "data", "workspace", Path(sys.prefix).name}
     assert tell(f"[path.name for path in pathlib.Path({str(profile.ROOT / 'data' / 'homework')!r}).rglob('*')]") \
