@@ -68,17 +68,23 @@ def shares_chart(shares, title):
 def before_after_chart(pairs, title="", axes=None):
     """Bars of named shares before and after, each with its interval, on these axes or in a figure of their own."""
     use_chinese_font()
-    axes = axes or Figure(figsize=(7, 3.2)).subplots()
-    for side, (label, color) in enumerate((("微调前", "#b8c4d0"), ("微调后", "#4878a8"))):
-        shares = [pair[side] for pair in pairs.values()]
-        places = [place + 0.4 * side for place in range(len(pairs))]
+    before, after = zip(*pairs.values())
+    return grouped_bars(axes or Figure(figsize=(7, 3.2)).subplots(), list(pairs),
+                        {"微调前": before, "微调后": after}, ("#b8c4d0", "#4878a8"), title)
+
+
+def grouped_bars(axes, groups, series, colors, title=""):
+    """The figure of these axes, with a group of bars for each name: a share of every series, with its interval."""
+    width = 0.8 / len(series)
+    for side, ((label, shares), color) in enumerate(zip(series.items(), colors)):
+        places = [place + width * side for place in range(len(groups))]
         reaches = [[abs(share.interval[end] - share.value) for share in shares] for end in (0, 1)]
-        bars = axes.bar(places, [share.value for share in shares], 0.38, yerr=reaches, ecolor="#66727f", capsize=3,
-                        label=label, color=color)
+        bars = axes.bar(places, [share.value for share in shares], 0.95 * width, yerr=reaches, ecolor="#66727f",
+                        capsize=3, label=label, color=color)
         axes.bar_label(bars, [f"{share.value:.0%}" for share in shares], padding=2, fontsize=9)
-    axes.set_xticks([place + 0.2 for place in range(len(pairs))], list(pairs))
+    axes.set_xticks([place + width * (len(series) - 1) / 2 for place in range(len(groups))], groups)
     axes.set(title=title, ylim=(0, 1.3), yticks=[])
-    axes.legend(loc="upper center", ncols=2, frameon=False)
+    axes.legend(loc="upper center", ncols=len(series), frameon=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return axes.figure
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from helpers import profile
-from helpers.charts import use_chinese_font
+from helpers.charts import grouped_bars, use_chinese_font
 from helpers.compare import Share, sha256
 from helpers.convert import replaced
 from helpers.exam import LETTERS
@@ -306,16 +306,5 @@ def chart(scores, title=""):
     """A bar with its interval for every model on every test set."""
     use_chinese_font()
     models, sets = _names(scores)
-    axes = Figure(figsize=(8, 3.2), layout="constrained").subplots()
-    width = 0.8 / len(sets)
-    for side, (name, color) in enumerate(zip(sets, COLORS)):
-        shares = [scores[model, name].share for model in models]
-        reaches = [[abs(share.interval[end] - share.value) for share in shares] for end in (0, 1)]
-        bars = axes.bar([place + side * width for place in range(len(models))], [share.value for share in shares],
-                        0.92 * width, yerr=reaches, ecolor="#66727f", capsize=3, label=name, color=color)
-        axes.bar_label(bars, [f"{share.value:.0%}" for share in shares], padding=2, fontsize=9)
-    axes.set_xticks([place + width * (len(sets) - 1) / 2 for place in range(len(models))], models)
-    axes.set(title=title, ylim=(0, 1.3), yticks=[])
-    axes.legend(loc="upper center", ncols=len(sets), frameon=False)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    return axes.figure
+    shares = {name: [scores[model, name].share for model in models] for name in sets}
+    return grouped_bars(Figure(figsize=(8, 3.2), layout="constrained").subplots(), models, shares, COLORS, title)

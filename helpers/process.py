@@ -75,10 +75,8 @@ def lines(command, *, log, cwd=None, typed="", hold=(), **variables):
     log.parent.mkdir(parents=True, exist_ok=True)
     end = deque(maxlen=LINES_REMEMBERED)
     with log.open("a", encoding="utf-8") as kept:
-        process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command], env=profile.environment() | variables, cwd=cwd, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
-            start_new_session=True, pass_fds=hold)
+        process = start(command, env=profile.environment() | variables, cwd=cwd, stdin=subprocess.PIPE,
+                        stderr=subprocess.STDOUT, errors="replace", pass_fds=hold)
         try:
             with suppress(BrokenPipeError), process.stdin:  # it may end without reading
                 process.stdin.write(typed)
@@ -92,6 +90,12 @@ def lines(command, *, log, cwd=None, typed="", hold=(), **variables):
             stop(process)
     if process.returncode:
         raise Failed(f"{explain(''.join(end), process.returncode)}\n完整的日志：{shown(log)}")
+
+
+def start(command, **options):
+    """Starts a program in a process group of its own, which ends with us, its output to be read as text."""
+    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *map(str, command)], stdout=subprocess.PIPE, text=True,
+                            start_new_session=True, **options)
 
 
 def stop(process):

@@ -35,9 +35,7 @@ def serve(model, port=0, parallel=PARALLEL, ctx=CONTEXT, threads=0):
     command = [sys.executable, "-m", "helpers.server", model, "--port", port, "--parallel", parallel, "--ctx", ctx,
                "--threads", threads]
     with log.open("w", encoding="utf-8") as kept:
-        server = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *map(str, command)], env=profile.environment(), text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=kept, start_new_session=True)
+        server = process.start(command, env=profile.environment(), stdin=subprocess.DEVNULL, stderr=kept)
     try:
         if not server.stdout.readline():  # it says one line when it can be asked
             raise process.Failed(_why(log))
