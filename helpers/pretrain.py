@@ -242,9 +242,9 @@ made; the second was asked once, at the end. In brackets: how many of how many, 
 reached. "Choosing" and "examples" are asked about the facts that it answers in words.
 
 ## What it cannot do
-It knows what is in those tables and nothing else: asked about anything beyond them it may say that it does not know, or
-make something up, fluently. It does not reason, translate or write, reads at most {context} tokens, and must not be used
-outside this course. It has never seen the exam's terse style: fine-tuning teaches that.
+It knows what is in those tables and nothing else: asked about anything beyond them it may say that it does not know,
+or make something up, fluently. It does not reason, translate or write, reads at most {context} tokens, and must not be
+used outside this course. It has never seen the exam's terse style: fine-tuning teaches that.
 
 ## Licence
 Apache-2.0, as the rest of the course.

@@ -50,7 +50,8 @@ def test_hardly_a_turn_is_ungrammatical(corpus):
 
 
 @pytest.mark.parametrize(("form", "mark"), [
-    ("{subject}的省会是哪里", "？"), ("{subject}省会", "？"), ("告诉我{subject}的首都", "。"), ("说说{subject}吧", "。"),
+    ("{subject}的省会是哪里", "？"), ("{subject}省会", "？"), ("告诉我{subject}的首都", "。"),
+    ("说说{subject}吧", "。"),
     ("请问{subject}是谁写的", "？"), ("我想知道{subject}的作者是谁", "。"), ("你知道{subject}吗", "？"),
     ("{subject}的作者我忘了", "。"), ("Who are you", ""),
 ])
