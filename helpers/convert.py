@@ -2,6 +2,7 @@
 import csv
 import html
 import json
+import os
 import re
 from array import array
 from collections import deque
@@ -9,24 +10,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
-from json.encoder import encode_basestring as quote
 from pathlib import Path
+from secrets import token_hex
 from string import ascii_letters, ascii_uppercase, digits
 
 from helpers import workbook
 from helpers.workbook import Unreadable, open_archive
 
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+ROLES = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
 LETTERS = re.compile("[A-Z]{1,3}")
 FIRST_COLUMNS = [first + second for first in ("", "A", "B", "C") for second in ascii_uppercase]
 HEADER_ROWS = 20
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 CHINESE = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
 SPACE = "[ \xa0\u2000-\u200a\u202f\u205f]"
 BREAKS = re.compile("(?:\r\n|[\n\r\x0b\x0c\x85\u2028\u2029])+")
 SPACE_IN_CHINESE = re.compile(f"(?<={CHINESE}){SPACE}+(?={CHINESE})")
-SPACES = re.compile(f"{SPACE}+")
-INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\xad\u200b\u2060\ufeff\ud800-\udfff\ufffe\uffff]")
+SPACES = re.compile(f"(?<!^)(?<!{SPACE}){SPACE}+", re.MULTILINE)  # not those that begin a line: they indent it
+INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\xad\u200b\u2060\ufeff\ufffe\uffff]")
+UNWRITABLE = re.compile("[\ud800-\udfff]")
 HALF_WIDTH = {ord(char) + 0xFEE0: char for char in digits + ascii_letters + "%&+-./=@#*<>_"}
 ENTITY = re.compile("&(?:[A-Za-z][A-Za-z0-9]*|#[0-9]+|#[Xx][0-9A-Fa-f]+);")  # with its end: not &copy in an address
 SUSPECT = re.compile("[\x00- &\x7f-\xa0\xad\u2000-\u200b\u2028-\u202f\u205f\u2060\ufeff\ud800-\udfff\ufffe\uffff"
@@ -47,17 +51,19 @@ class Layout:
 class Cleaning:
     """Which dirt goes. Chinese punctuation stays, and so does the wide space inside: the exam's blank to fill."""
 
-    spaces: bool = True
+    spaces: bool = True  # and characters that nobody can see
     tabs: bool = True
     line_breaks: bool = True
     full_width: bool = True
     entities: bool = True
 
     def __call__(self, text):
-        """The text without that dirt, and without characters that nobody can see."""
+        """The text without that dirt, and without what no file in UTF-8 can hold."""
         if not SUSPECT.search(text) and text == text.strip():
             return text
-        text = INVISIBLE.sub("", text)
+        text = UNWRITABLE.sub("", text)
+        if self.spaces:
+            text = INVISIBLE.sub("", text)
         if self.full_width:
             text = text.translate(HALF_WIDTH)
         if self.entities and (unescaped := ENTITY.sub(lambda found: html.unescape(found[0]), text)) != text:
@@ -69,6 +75,13 @@ class Cleaning:
         if self.spaces:
             text = SPACES.sub(" ", SPACE_IN_CHINESE.sub("", text)).strip()
         return text if text.strip() else ""
+
+
+PROSE = Cleaning(tabs=False, line_breaks=False)  # lists, paragraphs and code live by them
+
+
+class Prose(list):
+    """The turns of instruction data, where lines mean something; those of an exam's cells are a plain list."""
 
 
 @dataclass
@@ -84,6 +97,7 @@ class Report:
     hidden: list = field(default_factory=list)
     duplicated: list = field(default_factory=list)
     long: list = field(default_factory=list)
+    cleaned: list = field(default_factory=list)
 
     def __str__(self):
         parts = {
@@ -91,6 +105,7 @@ class Report:
             "隐藏（在 Excel 里看不见），没有写出": self.hidden,
             "重复（问题前面出现过），照样写出": self.duplicated,
             f"过长（超过 {self.max_chars} 字，训练时会被截断），照样写出": self.long,
+            "清洗改动了问题或答案，照样写出": self.cleaned,
         }
         lines = [f"{self.source}：读到 {self.read} {self.unit}，写出 {self.written} {self.unit}"]
         return "\n".join(lines + [f"  {name}：{len(places)} {self.unit}{self._where(places)}"
@@ -101,31 +116,39 @@ class Report:
         return f"（第 {shown} {self.unit}）" if places else ""
 
 
-def convert(source, target, system, layout=Layout(), cleaning=Cleaning(), max_chars=2048):
-    """Writes a source's conversations to a JSON Lines file, and reports; a failure leaves the file as it was."""
+def convert(source, target, system, layout=Layout(), cleaning=None, max_chars=2048):
+    """Writes a source's conversations to a JSON Lines file, and reports; a failure leaves the file as it was.
+
+    Unless a cleaning is given, an exam's cells become one line each, and instruction data keeps its lines.
+    """
     unit, samples = read(source, layout)
     report = Report(Path(source).name, unit, max_chars)
-    clean, keys, places = lru_cache(2**12)(cleaning), array("q"), array("Q")
+    clean_cell, clean_prose = (lru_cache(2**12)(cleaning or usual) for usual in (Cleaning(), PROSE))
+    keys, places = array("q"), array("Q")
     with replaced(Path(target)) as file:
-        for place, turns in samples:
+        for place, dirty in samples:
             report.read += 1
-            if turns is None:
+            if dirty is None:
                 report.hidden.append(place)
                 continue
-            turns = [(own, clean(question), clean(answer)) for own, question, answer in turns]
+            clean = clean_prose if isinstance(dirty, Prose) else clean_cell
+            turns = [(own, clean(question), clean(answer)) for own, question, answer in dirty]
             questions, answers = [turn[1] for turn in turns], [turn[2] for turn in turns]
             if not turns or "" in questions or "" in answers:
                 report.empty.append(place)
                 continue
             if len("".join(questions + answers)) > max_chars:
                 report.long.append(place)
+            if turns != dirty:
+                report.cleaned.append(place)
             keys.append(hash("\n".join(questions)))
             places.append(place)
             file.write(_line(turns, system))
         report.written = len(places)
         report.duplicated = [places[index] for index in _repeated(keys)]
         if not report.written:
-            raise Unreadable(f"{report.source} 里没有一条完整的问答（读到 {report.read} {unit}）：请检查工作表和列。")
+            raise Unreadable(f"{report.source} 里没有一条完整的问答（读到 {report.read} {unit}）："
+                             "请检查工作表、列名或字段名。")
     return report
 
 
@@ -167,23 +190,25 @@ def read(source, layout=Layout()):
 
 @contextmanager
 def replaced(target):
-    """A file to write that takes the target's place when it is whole."""
+    """A file to write that takes the target's place when it is whole and on the disk; each writer has its own."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = target.with_name(target.name + ".partial")
+    partial_file = target.with_name(f".{target.name}.{token_hex(4)}.partial")
     try:
-        with partial_file.open("w", encoding="utf-8", newline="\n") as file:
+        with partial_file.open("x", encoding="utf-8", newline="\n") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         partial_file.replace(target)
     finally:
         partial_file.unlink(missing_ok=True)
 
 
 def _line(turns, system):
-    parts = []
+    conversation = []
     for own, question, answer in turns:
-        parts.append(f'{{"system": {quote(own or system)}, "input": {quote(question)}, "output": {quote(answer)}}}')
+        conversation.append({"system": own or system, "input": question, "output": answer})
         system = ""  # it comes before the first turn only
-    return '{"conversation": [' + ", ".join(parts) + "]}\n"
+    return ENCODE({"conversation": conversation}) + "\n"
 
 
 def _repeated(keys):
@@ -269,14 +294,13 @@ def _csv_rows(path, encoding, columns):
 
 def _json_lines(path, encoding, layout):
     with path.open(encoding=encoding) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _turns(_json(line, f"{path.name} 第 {number} 行"), layout, f"{path.name} 第 {number} 行")
+        places = ((number, f"{path.name} 第 {number} 行", line) for number, line in enumerate(file, 1) if line.strip())
+        yield from _json_samples(((number, place, _json(line, place)) for number, place, line in places), layout)
 
 
 def _json_array(path, encoding, layout):
-    for number, record in enumerate(_json(path.read_text(encoding=encoding), path.name), 1):
-        yield number, _turns(record, layout, f"{path.name} 第 {number} 条")
+    records = enumerate(_json(path.read_text(encoding=encoding), path.name), 1)
+    yield from _json_samples(((number, f"{path.name} 第 {number} 条", record) for number, record in records), layout)
 
 
 def _json(text, place):
@@ -289,44 +313,84 @@ def _json(text, place):
         raise Unreadable(f"{place}的 JSON 套得太深：请改正。") from error
 
 
-def _turns(record, layout, place):
-    """The turns in a record of Alpaca, OpenAI messages, XTuner, COIG's exam or the layout's own fields."""
-    try:
-        if "conversation" in record:
-            keys = ("system", "input", "output")
-            return [tuple(_text(turn.get(key)) for key in keys) for turn in record["conversation"]]
-        if "messages" in record:
-            return list(_message_turns(record["messages"]))
-        if "textbox_question" in record:
-            asked = map(_text, map(record.get, ("textbox_q_instruction", "textbox_q_context", "textbox_question")))
-            answer, analysis = _text(record.get("textbox_answer")), _text(record.get("textbox_answer_analysis"))
-            return [(None, "\n".join(filter(None, asked)), "；解析：".join(filter(None, (answer, analysis))))]
-        if "instruction" in record:
-            asked = filter(None, (_text(record["instruction"]), _text(record.get("input"))))
-            system, *earlier = _text(record.get("system")), *(record.get("history") or ())
-            pairs = [*earlier, ("\n".join(asked), record.get("output"))]
-            return [(system if index == 0 else None, _text(q), _text(a)) for index, (q, a) in enumerate(pairs)]
-        return [(None, _text(record[layout.question]), _text(record.get(layout.answer)))]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        known = "conversation、messages、instruction、textbox_question"
-        raise Unreadable(f"{place}的字段不认识（{error}）：要有 {known}，或在 Layout 里写明字段名。") from error
+def _json_samples(records, layout):
+    """The samples of numbered records; a field that one of them had may be missing in the next, as an empty cell is."""
+    own = {(layout.question, layout.answer): _pair}
+    forms = FORMS | own if layout == Layout() else own | FORMS
+    known = ()
+    for number, place, record in records:
+        names = record.keys() if isinstance(record, dict) else set()
+        known = next((form for form in forms if names >= set(form)), known if names & set(known) else ())
+        if not known:
+            raise Unreadable(_unknown(place, names, FORMS if layout == Layout() else forms))
+        try:
+            yield number, forms[known](record, *known)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise Unreadable(f"{place}的 {'、'.join(known)} 读不懂（{error}）：请改正这一处，或删掉它。") from error
 
 
-def _message_turns(messages):
-    system = question = None
-    for message in messages:
-        role, content = message["role"], _text(message.get("content"))
+def _unknown(place, names, forms):
+    """What to say of a record that has none of the forms."""
+    there = BREAKS.sub(" ", "".join(f"“{name}”" for name in names))
+    there = f"它有{there}" if there else "它没有字段名"
+    wanted = "、".join(" 和 ".join(form) for form in forms)
+    return f"{place}的字段不认识：{there}；依次找过 {wanted}，都没有。请改字段名，或在 Layout 里写明它们。"
+
+
+def _conversation(record, conversation):
+    """The turns of XTuner."""
+    return Prose(tuple(_text(turn.get(key)) for key in ("system", "input", "output")) for turn in record[conversation])
+
+
+def _dialogue(record, messages):
+    """The turns of OpenAI's messages (role, content) or ShareGPT's conversations (from, value)."""
+    turns, system, question = Prose(), _text(record.get("system")), None
+    for message in record[messages]:
+        role, content = message.get("from") or message.get("role"), message.get("value") or message.get("content")
+        role, content = ROLES.get(role, role), _text(content)
         if role == "system" and question is None:
             system = content
         elif role == "user" and question is None:
             question = content
         elif role == "assistant" and question is not None:
-            yield system, question, content
+            turns.append((system, question, content))
             system = question = None
         else:
             raise ValueError(f"{role} 不该出现在这里")
-    if question is not None:
-        yield system, question, ""
+    return turns if question is None else Prose([*turns, (system, question, "")])
+
+
+def _exam(record, question):
+    """The turn of COIG's exam."""
+    asked = map(_text, map(record.get, ("textbox_q_instruction", "textbox_q_context", question)))
+    answer, analysis = _text(record.get("textbox_answer")), _text(record.get("textbox_answer_analysis"))
+    return [(None, "\n".join(filter(None, asked)), "；解析：".join(filter(None, (answer, analysis))))]
+
+
+def _instruction(record, question, answer):
+    """The turns of Alpaca: a system prompt, the history, an input below the question."""
+    asked = [_text(record.get(name)) for name in dict.fromkeys((question, "input"))]
+    system, *earlier = _text(record.get("system")), *(record.get("history") or ())
+    pairs = [*earlier, ("\n".join(filter(None, asked)), record.get(answer))]
+    return Prose((system if index == 0 else None, _text(q), _text(a)) for index, (q, a) in enumerate(pairs))
+
+
+def _pair(record, question, answer):
+    """The turn in the fields that the layout names."""
+    return Prose([(None, _text(record.get(question)), _text(record.get(answer)))])
+
+
+# A record is read by the first of these of which it has all fields.
+FORMS = {
+    ("conversation",): _conversation,
+    ("conversations",): _dialogue,
+    ("messages",): _dialogue,
+    ("textbox_question",): _exam,
+    ("instruction", "output"): _instruction,
+    ("question", "answer"): _instruction,
+    ("prompt", "response"): _instruction,
+    ("input", "output"): _instruction,
+}
 
 
 def _text(value):

@@ -22,7 +22,7 @@ from openpyxl.cell.text import InlineFont
 from python_calamine import load_workbook as load_with_calamine
 
 from helpers import word, workbook
-from helpers.convert import Cleaning, Layout, Unreadable, convert, read
+from helpers.convert import Cleaning, Layout, Unreadable, convert, read, replaced
 from helpers.facts import EXAM_SYSTEM, exam_questions, read_relations
 from helpers.number_format import display
 from tools.make_raw_data import FOLDER, main
@@ -357,6 +357,15 @@ def test_a_word_file_can_be_corrected_in_a_workbook_on_the_way(tmp_path):
     ({"textbox_q_instruction": "填空", "textbox_q_context": "", "textbox_question": "问", "textbox_answer": "答",
       "textbox_answer_analysis": "因为"}, [("系统", "填空\n问", "答；解析：因为")]),
     ({"问题": "问", "答案": True}, [("系统", "问", "true")]),
+    ({"conversations": [{"from": "system", "value": "自己的"}, {"from": "human", "value": "问"},
+                        {"from": "gpt", "value": "答"}, {"from": "human", "value": "再问"},
+                        {"from": "gpt", "value": "再答"}]}, [("自己的", "问", "答"), ("", "再问", "再答")]),
+    ({"conversations": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}],
+      "system": "自己的"}, [("自己的", "问", "答")]),
+    ({"id": 1, "question": "问", "answer": 4}, [("系统", "问", "4")]),
+    ({"prompt": "问", "response": "答", "system": "自己的"}, [("自己的", "问", "答")]),
+    ({"input": "问", "output": "答"}, [("系统", "问", "答")]),
+    ({"instruction": "翻译", "output": "no", "问题": "翻译", "答案": "不"}, [("系统", "翻译", "不")]),
 ])
 @pytest.mark.parametrize("form", [{"lines": True}, {"indent": 4}, {}])
 def test_every_usual_json_arrives_as_conversations(tmp_path, record, expected, form):
@@ -365,6 +374,22 @@ def test_every_usual_json_arrives_as_conversations(tmp_path, record, expected, f
     lines = target.read_text(encoding="utf-8").splitlines()
     conversation = [dict(zip(("system", "input", "output"), turn)) for turn in expected]
     assert [json.loads(line) for line in lines] == [{"conversation": conversation}] * 2
+
+
+def test_a_record_without_its_answer_is_reported_once_the_fields_are_known(tmp_path):
+    records = [{"question": "问", "answer": "答"}, {"question": "没有答案"}, {"answer": "没有问题"}]
+    assert pairs(write_json(tmp_path / "a.jsonl", records))[1].empty == [2, 3]
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout("问题", "答案")])
+def test_unknown_fields_are_answered_with_those_there_are_and_those_looked_for(tmp_path, layout):
+    source = write_json(tmp_path / "a.jsonl", [{"id": 1, "q\n": "问", "reply": "答"}], lines=True)
+    with pytest.raises(Unreadable) as caught:
+        convert(source, tmp_path / "out.jsonl", "", layout)
+    assert "a.jsonl 第 1 行的字段不认识：它有“id”“q ”“reply”" in str(caught.value)
+    assert "conversations、messages" in str(caught.value)
+    assert "question 和 answer、prompt 和 response、input 和 output" in str(caught.value)
+    assert ("问题 和 答案" in str(caught.value)) == (layout != Layout())
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5))
@@ -398,9 +423,49 @@ def test_dirt_goes_and_chinese_typography_stays(dirty, clean):
 
 
 @pytest.mark.parametrize(("option", "dirty"), [
-    ("spaces", "a  b"), ("tabs", "a\tb"), ("line_breaks", "a\nb"), ("full_width", "ａb"), ("entities", "a&lt;b")])
+    ("spaces", "a  b"), ("spaces", "零\u200b宽"), ("tabs", "a\tb"), ("line_breaks", "a\nb"),
+    ("full_width", "ａb"), ("entities", "a&lt;b")])
 def test_each_kind_of_dirt_can_be_kept(option, dirty):
     assert Cleaning(**{option: False})(dirty) == dirty != Cleaning()(dirty)
+
+
+CODE = "分两步：\n\n1. 定义\n2. 返回\n\n```\ndef f(x):\n    if x:\n\treturn 1\n```"
+
+
+@pytest.mark.parametrize("record", [
+    {"instruction": CODE, "input": "", "output": CODE}, {"question": CODE, "answer": CODE},
+    {"问题": CODE, "答案": CODE},
+    {"conversations": [{"from": "human", "value": CODE}, {"from": "gpt", "value": CODE}]},
+    {"conversation": [{"input": CODE, "output": CODE}]},
+])
+def test_lists_and_code_of_instruction_data_keep_their_lines(tmp_path, record):
+    source = write_json(tmp_path / "a.json", [record])
+    assert pairs(source, Layout("问题", "答案"))[0] == [(CODE, CODE)]
+    (short,), _ = pairs(source, Layout("问题", "答案"), cleaning=Cleaning())
+    assert "\n" not in "".join(short)
+
+
+def test_cells_and_the_fields_of_an_exam_are_one_line_each(book):
+    assert answers(book, "A. 北京\nB. 上海") == ["A. 北京 B. 上海"]
+    exam = {"textbox_q_context": "A. 北\n京", "textbox_question": "首都", "textbox_answer": "北\n京"}
+    assert pairs(write_json(book.parent / "exam.jsonl", [exam], lines=True))[0] == [("A. 北京首都", "北京")]
+
+
+def test_spaces_go_inside_lines_that_are_kept_and_not_before_them():
+    assert Cleaning(line_breaks=False)("if  x:\n    首 都  = 1") == "if x:\n    首都 = 1"
+
+
+def test_nothing_goes_where_all_cleaning_is_off():
+    text = " 零\u200b宽\xad\x07\ufeff \n"
+    assert AS_IT_IS(text) == text
+
+
+def test_the_report_counts_what_cleaning_changed(book):
+    save(book, ["问", "答"], ["首都", "北京"], ["省 会", "杭州"], ["省会", "杭\n州"], ["空", " "])
+    _, report = pairs(book)
+    assert report.cleaned == [3, 4]
+    assert "清洗改动了问题或答案，照样写出：2 行（第 3、4 行）" in str(report)
+    assert pairs(book, cleaning=AS_IT_IS)[1].cleaned == []
 
 
 @given(st.text() | st.lists(st.sampled_from(["&", "amp", "lt", ";", "#38", "ａ", " ", "\n", "首"])).map("".join),
@@ -536,6 +601,44 @@ def test_a_failure_in_the_last_row_leaves_the_output_as_it_was(book):
     with pytest.raises(Unreadable, match="B5002"):
         pairs(book)
     assert (book.parent / "out.jsonl").read_text(encoding="utf-8") == "老的结果"
+
+
+def test_two_writers_of_one_file_each_write_a_whole_one(tmp_path):
+    target = tmp_path / "kept.json"
+    with replaced(target) as first:
+        first.write("先")
+        with replaced(target) as second:
+            second.write("后来")
+        assert target.read_text(encoding="utf-8") == "后来"
+        first.write("开始的")
+    assert target.read_text(encoding="utf-8") == "先开始的"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path):
+    code = ("import os, sys; from pathlib import Path; from helpers.convert import replaced\n"
+            "sys.addaudithook(lambda event, args: event == 'os.rename' and print('rename', flush=True))\n"
+            "sync = os.fsync; os.fsync = lambda file: (print('fsync', flush=True), sync(file))\n"
+            f"with replaced(Path({str(tmp_path / 'kept.json')!r})) as file: file.write('全')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split() == ["fsync", "rename"]
+
+
+def test_what_a_killed_writer_leaves_is_no_result(tmp_path):
+    code = ("import os, sys; from pathlib import Path; from helpers.convert import replaced\n"
+            "with replaced(Path(sys.argv[1])) as file: file.write('半'); file.flush(); os._exit(9)")
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "kept.json"], cwd=ROOT, check=False).returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert (left.suffix, left.name[0]) == (".partial", ".")
+    with replaced(tmp_path / "kept.json") as file:
+        file.write("全")
+    assert (tmp_path / "kept.json").read_text(encoding="utf-8") == "全"
+
+
+def test_a_file_written_can_be_read_by_whoever_could_read_one_written_plainly(tmp_path):
+    with replaced(tmp_path / "kept.json"), (tmp_path / "plain.json").open("w"):
+        pass
+    assert (tmp_path / "kept.json").stat().st_mode == (tmp_path / "plain.json").stat().st_mode
 
 
 @pytest.mark.parametrize("seed", range(40))
