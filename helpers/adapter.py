@@ -1,4 +1,5 @@
 """From a checkpoint of XTuner's to a PEFT adapter: looked into without running it, converted by XTuner, compared."""
+import ast
 import pickle
 import re
 import shutil
@@ -61,7 +62,7 @@ def convert(config, checkpoint, folder):
     if not wanted:
         raise AdapterError(f"检查点 {shown(checkpoint)} 里没有 LoRA 的权重，它不是 LoRA 训练出来的。"
                            "修复：用第 3 课的配置训练；全量训练的模型请直接用 xtuner convert pth_to_hf。")
-    _check_same_lora(config, content["meta"]["cfg"])
+    _check_same_lora(config, trained_lora(checkpoint, content))
     broken = [name for name, tensor in wanted.items() if not tensor.isfinite().all()]
     if broken:
         raise AdapterError(f"检查点 {shown(checkpoint)} 里的 {broken[0]} 不是有限的数，训练发散了。"
@@ -80,11 +81,10 @@ def convert(config, checkpoint, folder):
 
 @contextmanager
 def made_whole(folder):
-    """An empty folder beside `folder`, which takes its place, and that of a former one, if all goes well."""
+    """An empty folder beside `folder`, which takes its place if all goes well; if not, the former one stays."""
     folder = Path(folder)
     beside, former = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "former"))
-    for left_over in (beside, former):
-        shutil.rmtree(left_over, ignore_errors=True)
+    _clear(folder, beside, former)
     beside.mkdir(parents=True)
     try:
         yield beside
@@ -92,8 +92,15 @@ def made_whole(folder):
             folder.rename(former)
         beside.rename(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
+        _clear(folder, beside, former)
+
+
+def _clear(folder, beside, former):
+    """Puts the former folder back if none has taken its place; takes away what is left over."""
+    if former.exists() and not folder.exists():
+        former.rename(folder)
+    for left_over in (beside, former):
+        shutil.rmtree(left_over, ignore_errors=True)
 
 
 class LogColumn:
@@ -112,9 +119,33 @@ def _only_the_name(_, name):
     return name
 
 
-def _check_same_lora(config, trained):
+def trained_lora(checkpoint, content):
+    """The LoRA settings of a training as the content of its checkpoint tells them: a config's text, never run."""
+    try:
+        assigned = [line for line in ast.parse(content["meta"]["cfg"]).body if isinstance(line, ast.Assign)]
+        [model] = [line.value for line in assigned if ast.unparse(line.targets[0]) == "model"]
+        return dict(ast.literal_eval(_DictCalls().visit(model))["lora"])
+    except (LookupError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise AdapterError(f"检查点 {shown(checkpoint)} 里记着的训练配置读不出 model.lora：只认写明的值，不运行程序。"
+                           "修复：只用第 4 课训练出来的检查点。") from error
+
+
+class _DictCalls(ast.NodeTransformer):
+    """Writes dict(r=64), as configs have it, as {"r": 64}, which literal_eval reads."""
+
+    def visit_Call(self, call):
+        """dict() of names, or of one dictionary; any other call stays, and literal_eval refuses it."""
+        self.generic_visit(call)
+        if ast.unparse(call.func) != "dict":
+            return call
+        if call.args:
+            return call.args[0]
+        return ast.Dict([ast.Constant(named.arg) for named in call.keywords], [named.value for named in call.keywords])
+
+
+def _check_same_lora(config, then):
     """The weights alone do not tell lora_alpha: with another one the merged model is another, without any error."""
-    now, then = (source.model.lora.to_dict() for source in (Config.fromfile(config), Config.fromstring(trained, ".py")))
+    now = Config.fromfile(config).model.lora.to_dict()
     changed = [f"{name}：训练时 {then.get(name)}，现在 {now.get(name)}"
                for name in sorted({*now, *then} - {"type"}) if now.get(name) != then.get(name)]
     if changed:

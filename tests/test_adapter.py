@@ -2,12 +2,14 @@ import os
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from peft import PeftConfig
 from safetensors.torch import load_file
 
 from helpers import adapter
 from helpers.adapter import AdapterError, convert, made_whole, newest_checkpoint, read_checkpoint
+from tests import finetune
 
 
 @pytest.fixture
@@ -59,6 +61,31 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     with pytest.raises(AdapterError, match=rf"{os.system.__module__}\.system"):
         read_checkpoint(tmp_path / "iter_1.pth")
     assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("poisoned", [
+    "import os\nos.system({command!r})\nmodel = dict(lora=dict(r=1))",
+    "model = dict(lora=dict(r=__import__('os').system({command!r})))",
+    "model = dict(lora=dict(**__import__('os').system({command!r})))",
+    "model = __import__('os').system({command!r})",
+], ids=["beside the settings", "as a setting", "as the settings", "as the model"])
+def test_the_config_in_a_checkpoint_is_read_and_never_run(poisoned, tmp_path):
+    text = poisoned.format(command=f"touch {tmp_path / 'trapped'}")
+    finetune.write_config(tmp_path / "config.py", tmp_path / "train.jsonl")
+    weights = {"llm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(1, 9)}
+    torch.save({"state_dict": weights, "meta": {"cfg": text}}, tmp_path / "iter_1.pth")
+    with pytest.raises(AdapterError, match=r"model\.lora|r：训练时 1，现在 64"):
+        convert(tmp_path / "config.py", tmp_path / "iter_1.pth", tmp_path / "adapter")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_the_lora_that_mmengine_writes_into_a_checkpoint_is_read_as_it_was_set(tmp_path):
+    finetune.write_config(tmp_path / "config.py", tmp_path / "train.jsonl")
+    written = Config.fromfile(tmp_path / "config.py")
+    written.model.lora.target_modules = ["q_proj", "v_proj"]
+    written.model.lora.rank_pattern = {"layers.0.q_proj": 8}  # no name of Python's: mmengine writes it in another way
+    content = {"meta": {"cfg": written.pretty_text}}
+    assert adapter.trained_lora(tmp_path / "iter_1.pth", content) == written.model.lora.to_dict()
 
 
 def test_getattr_in_a_checkpoint_reaches_nothing(tmp_path):
@@ -141,4 +168,24 @@ def test_a_folder_appears_when_it_is_whole_and_a_former_one_stays_until_then(tmp
     with made_whole(folder) as beside:
         (beside / "new").touch()
     assert [path.name for path in folder.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_whose_successor_cannot_take_its_place_stays(tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(FileNotFoundError), made_whole(folder) as beside:
+        beside.rmdir()
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_that_a_kill_left_under_its_former_name_is_put_back(tmp_path):
+    former = tmp_path / "made.former"
+    former.mkdir()
+    (former / "old").touch()
+    with pytest.raises(KeyboardInterrupt), made_whole(tmp_path / "made"):
+        raise KeyboardInterrupt
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["old"]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
