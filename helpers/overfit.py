@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from mmengine.config import Config
 from peft import LoraConfig, get_peft_model
 from xtuner.utils import PROMPT_TEMPLATE
 
 from helpers import compare, probe, profile
-from helpers.adapter import AdapterError, read_checkpoint
+from helpers.adapter import AdapterError, read_checkpoint, trained_lora
 from helpers.charts import use_chinese_font
 from helpers.check import encode
 from helpers.convert import replaced
@@ -37,6 +36,9 @@ COUNT = 30  # questions of each kind, and dialogues
 SEED = 7  # not the seed of everyday.jsonl
 LOSS_BATCH = 8
 ENOUGH = 0.9  # of what was known before: with less, the student is warned
+# The LoRA settings that change what a finished adapter computes; others can make PEFT import a module by its name.
+SHAPING = ("task_type", "r", "lora_alpha", "use_rslora", "use_dora", "bias", "lora_bias", "fan_in_fan_out",
+           "rank_pattern", "alpha_pattern")
 LABELS = {"identity": "说出名字", "task": "考试题答对", "retention": "原来会的还会", "memorised": "乱说名字"}
 COLORS = {"identity": "#4878a8", "task": "#8a6fb0", "retention": "#4b9b5f", "memorised": "#d1495b"}
 
@@ -268,9 +270,10 @@ def wearing(checkpoint, model, tokenizer):
     if not weights:
         raise AdapterError(f"检查点 {shown(checkpoint)} 里没有 LoRA 的权重，它不是 LoRA 训练出来的。"
                            "修复：用第 3 课的配置训练。")
-    settings = Config.fromstring(content["meta"]["cfg"], ".py").model.lora.to_dict()
-    settings |= {"target_modules": sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights})}
-    dressed = get_peft_model(model, LoraConfig(**{key: settings[key] for key in settings.keys() - {"type"}}))
+    settings = trained_lora(checkpoint, content)
+    layers = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights})
+    chosen = {name: settings[name] for name in SHAPING if name in settings}
+    dressed = get_peft_model(model, LoraConfig(target_modules=layers, **chosen))
     try:
         unknown = dressed.load_state_dict(weights, strict=False).unexpected_keys
         if unknown:

@@ -241,3 +241,39 @@ def test_a_checkpoint_without_lora_is_told(training, base, tmp_path):
     empty = damaged(path, tmp_path / "empty.pth", lambda state: {})
     with pytest.raises(AdapterError, match="没有 LoRA 的权重"), wearing(empty, *base):
         pass
+
+
+@pytest.fixture
+def strangers(base, tmp_path):
+    """Writes a checkpoint that fits the base, with a config of any text."""
+    def write(text):
+        layer = "model.layers.0.self_attn.q_proj"
+        height, width = base[0].get_submodule(layer).weight.shape
+        weights = {f"llm.base_model.model.{layer}.lora_A.default.weight": torch.ones(2, width),
+                   f"llm.base_model.model.{layer}.lora_B.default.weight": torch.ones(height, 2)}
+        torch.save({"state_dict": weights, "meta": {"cfg": text}}, tmp_path / "iter_1.pth")
+        return tmp_path / "iter_1.pth"
+    return write
+
+
+def test_what_stands_beside_the_settings_in_a_checkpoint_is_not_run(strangers, base, tmp_path):
+    command = f"touch {tmp_path / 'trapped'}"
+    path = strangers(f"import os\nos.system({command!r})\nmodel = dict(lora=dict(r=2, lora_alpha=4))")
+    with wearing(path, *base):
+        assert not (tmp_path / "trapped").exists()
+
+
+def test_a_checkpoint_whose_settings_are_a_program_is_told_and_not_run(strangers, laboratory, tmp_path):
+    command = f"touch {tmp_path / 'trapped'}"
+    strangers(f"model = dict(lora=dict(r=__import__('os').system({command!r})))")
+    with pytest.raises(AdapterError, match=r"model\.lora"):
+        laboratory.examine(tmp_path)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_checkpoint_makes_nothing_be_imported(strangers, base, tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = strangers("model = dict(lora=dict(r=2, lora_alpha=4, megatron_config=dict(), megatron_core='trap'))")
+    with wearing(path, *base) as (dressed, _):
+        assert dressed.peft_config["default"].lora_alpha == 4
