@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
 from helpers.adapter import SETTINGS, WEIGHTS, made_whole
+from helpers.process import shown
 
 CARD, METAFILE = "README.md", "metafile.yml"
 FILES = {CARD, METAFILE, SETTINGS, WEIGHTS}
@@ -29,12 +30,13 @@ PLACEHOLDER = "在这里写"
 
 
 class PublishError(ValueError):
-    """A name that no hub accepts."""
+    """A name that no hub accepts, or a folder that is not ours to replace."""
 
 
 def prepare(adapter, card, folder, repo):
     """Makes the folder to publish: the adapter, its base named as on a hub, the card, and OpenXLab's own list."""
     _check(repo)
+    _check_ours(Path(folder))
     with made_whole(folder) as beside:
         (beside / CARD).write_text(card, encoding="utf-8")
         data = _read(beside / CARD)[0]
@@ -43,6 +45,14 @@ def prepare(adapter, card, folder, repo):
         (beside / SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
         shutil.copyfile(Path(adapter, WEIGHTS), beside / WEIGHTS)
         (beside / METAFILE).write_text(_metafile(repo, data.get("license")), encoding="utf-8")
+
+
+def _check_ours(folder):
+    """Only a folder that prepare made, or an empty one, may be replaced: the list for OpenXLab is in no other."""
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name} if folder.exists() else set()
+    if there and (METAFILE not in there or there - FILES):
+        raise PublishError(f"{shown(folder)} 里有不是 prepare 写的东西（{'、'.join(sorted(there - FILES or there))}），"
+                           "不能覆盖。修复：换一个文件夹名，或者自己先把它移走。")
 
 
 def _metafile(repo, license_name):
@@ -94,7 +104,7 @@ def _card_problems(path):
         if len(written) < SHORTEST_SECTION or PLACEHOLDER in written:
             found.append(f"“## {title}”一节还没有写。")
     found += [f"说明里有只在你机器上的路径 {path}：删掉。" for path in LOCAL_PATH.findall(text)]
-    if TOKEN.search(text):
+    if TOKEN.search(path.read_text(encoding="utf-8")):
         found.append("说明里有访问令牌！删掉，再到网站上把这个令牌作废。")
     return found
 

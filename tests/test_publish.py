@@ -50,6 +50,7 @@ def test_a_whole_card_can_be_published_and_no_path_of_this_machine_goes_along(pr
     ({"## 效果\n这一节写得清清楚楚，没有偷懒。": "## 效果\n在这里写效果，写得清楚一点"}, "“## 效果”一节还没有写"),
     ({"没有偷懒": "见 /home/xiaohong/afu"}, "路径 /home/xiaohong/afu"),
     ({"没有偷懒": "hf_" + "a" * 34}, "访问令牌"),
+    ({"license: apache-2.0": f"license: apache-2.0\ntoken: hf_{'a' * 34}"}, "访问令牌"),
     ({"---\nlicense": "license"}, "开头缺 license"),
     ({"license: apache-2.0": "license: [apache"}, "开头缺 license"),
 ])
@@ -108,3 +109,31 @@ def test_the_command_line_checks_first_and_uploads_nothing(prepared, monkeypatch
     (folder / publish.CARD).unlink()
     with pytest.raises(SystemExit, match="缺少 README.md"):
         publish.main()
+
+
+def test_a_folder_that_prepare_made_is_made_anew(prepared):
+    prepared()
+    changed = CARD.replace("没有偷懒", "写了两遍")
+    assert (prepared(changed) / publish.CARD).read_text(encoding="utf-8") == changed
+
+
+@pytest.mark.parametrize("mine", ["thesis.docx", publish.CARD])
+def test_a_folder_with_something_else_is_not_replaced(prepared, tmp_path, mine):
+    (tmp_path / "publish").mkdir()
+    (tmp_path / "publish" / mine).write_text("mine")
+    with pytest.raises(publish.PublishError, match="publish.*不能覆盖"):
+        prepared()
+    assert (tmp_path / "publish" / mine).read_text() == "mine"
+
+
+def test_what_was_put_into_the_folder_to_publish_is_not_lost(prepared):
+    (prepared() / "notes.txt").write_text("mine")
+    with pytest.raises(publish.PublishError, match="notes.txt"):
+        prepared()
+
+
+def test_a_file_is_not_replaced_by_a_folder(prepared, tmp_path):
+    (tmp_path / "publish").write_text("mine")
+    with pytest.raises(publish.PublishError, match="不能覆盖"):
+        prepared()
+    assert (tmp_path / "publish").read_text() == "mine"
