@@ -81,8 +81,14 @@ def _origin(base, adapter, dtype):
     settings = json.loads(Path(adapter, SETTINGS).read_text(encoding="utf-8"))
     with Path(adapter, WEIGHTS).open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
-    return {"base": str(Path(base).resolve()), "adapter_sha256": digest, "dtype": dtype,
+    return {"base": str(Path(base).resolve()), "base_files": _state(base), "adapter_sha256": digest, "dtype": dtype,
             "lora": {name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora")}}
+
+
+def _state(base):
+    """Size and time of change of all that a merge takes from its base; to read 15 GB of weights would take minutes."""
+    files = sorted(path for path in Path(base).iterdir() if path.suffix in COPIED | {".safetensors"})
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
 
 def _made_from(out, base):

@@ -164,6 +164,23 @@ def test_another_adapter_replaces_the_merged_model_and_the_same_one_does_not(tmp
     assert_same(weights_of(tmp_path / "out"), merged_by_peft(base, other, "float16"))
 
 
+@pytest.mark.parametrize("again", [merge, merge_with_xtuner])
+def test_a_base_trained_anew_at_the_same_place_replaces_the_merged_model(tmp_path, base, adapter, again):
+    for file in profile.TINY_BASE.glob("*token*"):
+        shutil.copy(file, base)
+    merge(base, adapter, tmp_path / "out")
+    rewrite(base / "model.safetensors", lambda weights: weights[NAME].mul_(2))
+    again(base, adapter, tmp_path / "out")
+    assert_same(weights_of(tmp_path / "out"), merged_by_peft(base, adapter, "float16"))
+
+
+def test_a_changed_config_of_the_base_reaches_the_merged_model(tmp_path, base, adapter):
+    merge(base, adapter, tmp_path / "out")
+    rewrite_json(base / "config.json", {"rope_theta": 500.0})
+    merge(base, adapter, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_theta"] == 500
+
+
 def test_an_interrupted_merge_leaves_nothing(tmp_path, base, adapter, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
