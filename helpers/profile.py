@@ -137,16 +137,17 @@ def _base_model(profile_name):
 def made_by(lesson, path):
     """The path of something that an earlier lesson makes; if it is not there, the error names the lesson."""
     if not path.exists():
-        raise FileNotFoundError(f"缺少 {path.relative_to(ROOT)}：请先运行{lesson}。")
+        named = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        raise FileNotFoundError(f"缺少 {named}：请先运行{lesson}。")
     return path
 
 
 def environment():
     """The process environment for everything that the course launches."""
     here = str(Path(sys.executable).parent)  # xtuner starts `python` by name
-    no_proxy = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1"]))  # our own pages are not far away
-    return {**os.environ, **ENVIRONMENT, "no_proxy": no_proxy,
-            "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}
+    near = [os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "127.0.0.1"]  # our own pages are not far away
+    return {**os.environ, **ENVIRONMENT, "no_proxy": ",".join(filter(None, near)),
+            "PATH": os.pathsep.join([here, os.environ.get("PATH") or os.defpath])}
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -46,6 +47,38 @@ def test_whatever_the_course_launches_finds_our_python_and_no_hub():
         ["python", "-c", "import os, sys; print(sys.prefix, *map(os.getenv, ('HF_HUB_OFFLINE', 'GOMP_SPINCOUNT')))"],
         env=profile.environment(), capture_output=True, text=True, check=True).stdout
     assert seen.split() == [sys.prefix, "1", "3000"]
+
+
+def test_something_of_the_course_that_is_missing_is_named_from_its_folder_on():
+    with pytest.raises(FileNotFoundError, match=r"缺少 workspace/none：请先运行第 6 课"):
+        profile.made_by("第 6 课", profile.ROOT / "workspace" / "none")
+
+
+def test_something_elsewhere_that_is_missing_is_named_with_its_whole_path(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"缺少 {tmp_path / 'none'}：请先运行第 6 课"):
+        profile.made_by("第 6 课", tmp_path / "none")
+
+
+@pytest.mark.parametrize("given", ["no_proxy", "NO_PROXY"])
+def test_what_the_student_reaches_without_a_proxy_and_our_own_pages_are_reached_so(monkeypatch, given):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv(given, "lab.example,10.0.0.1")
+    program = ("from urllib.request import proxy_bypass\n"
+               "print([bool(proxy_bypass(host)) for host in ('lab.example', '10.0.0.1', '127.0.0.1', 'far.example')])")
+    seen = subprocess.run(["python", "-c", program], env=profile.environment(), capture_output=True, text=True,
+                          check=True).stdout
+    assert seen.strip() == "[True, True, True, False]"
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_without_a_path_the_systems_programs_are_found_and_nothing_in_the_current_folder(monkeypatch, path):
+    monkeypatch.delenv("PATH")
+    if path is not None:
+        monkeypatch.setenv("PATH", path)
+    environment = profile.environment()
+    assert "" not in environment["PATH"].split(os.pathsep)
+    subprocess.run(["setpriv", "--version"], env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
 def test_a_bad_override_stops_the_run_before_anything_starts():
