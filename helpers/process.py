@@ -17,6 +17,8 @@ XTUNER = {
 }
 LINES_REMEMBERED = 400
 SECONDS_TO_STOP = 10
+# A traceback through the reading of data, up to its error: only there does a missing value tell of a bad sample.
+IN_DATA = r'File "\S+/(xtuner/dataset|datasets)/\S+", line [\s\S]*?\n\w+Error: .*'
 # The first that matches the end of a log is what happened: what is wrong, and what to do.
 FAILURES = {
     r"out of memory|can't allocate memory|Cannot allocate memory":
@@ -40,8 +42,8 @@ FAILURES = {
         "检查点不完整，多半是写到一半被中断了。修复：删掉它，再运行第 4 课，会从上一个完整的接着来。",
     r"size mismatch for|Trying to set a tensor of shape":
         "检查点和配置里的模型对不上（换过 r 或基座）。修复：换回原来的配置，或者换一个文件夹重新训练。",
-    r"DatasetGenerationError|JSON parse error|process_hf_dataset[^$]*AssertionError|NoneType|unsupported operand type"
-    r"|not iterable|Couldn't cast":
+    r"DatasetGenerationError|JSON parse error|process_hf_dataset[^$]*AssertionError|Couldn't cast"
+    rf"|{IN_DATA}(NoneType|unsupported operand type|not iterable)":
         "数据里有坏样本：缺字段、不是字符串，或者不是一行一条 JSON。修复：python -m helpers.check 配置，会说是哪一行。",
     r"same dtype|not implemented for 'Half'|is_bf16_supported|expected scalar type|must have the same dtype":
         "数值类型不适合这台机器。修复：用 profile.current().config_edits（第 3 课第 4 节）。",
@@ -93,7 +95,10 @@ def lines(command, *, log, cwd=None, typed="", hold=(), **variables):
 
 
 def start(command, **options):
-    """Starts a program in a process group of its own, which ends with us, its output to be read as text."""
+    """Starts a program in a process group of its own, which ends with us, its output to be read as text.
+
+    For Linux "us" is the thread that calls this: start from one that lives as long as the program is needed.
+    """
     return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *map(str, command)], stdout=subprocess.PIPE, text=True,
                             start_new_session=True, **options)
 

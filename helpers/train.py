@@ -112,7 +112,7 @@ def watch(config=CONFIG, folder=FOLDER):
                 left = f"　还要 {last.eta}" if last.step < last.steps else ""
                 bar.set_postfix_str(f"损失 {last.loss:.3f}{left}", refresh=False)
                 bar.update(last.step - bar.n)
-                for question, answer in run.answers()[last.step].items() if last.saved else ():
+                for question, answer in run.answers().get(last.step, {}).items() if last.saved else ():
                     bar.write(f"第 {last.step} 步　{question} → {answer}", file=sys.stdout)
         except KeyboardInterrupt:
             *_, kept = [0, *run.checkpoints()]

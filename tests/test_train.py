@@ -106,6 +106,16 @@ def test_a_killed_kernel_takes_its_training_along(config, tmp_path):
     wait_until(lambda: not trainings_in(folder))
 
 
+def test_a_training_without_evaluation_questions_is_watched_to_its_end(tmp_path):
+    finetune.write_samples(finetune.training_rows()[:120], tmp_path / "train.jsonl")
+    finetune.write_config(tmp_path / "quiet.py", tmp_path / "train.jsonl", SHORT)
+    with (tmp_path / "quiet.py").open("a", encoding="utf-8") as config:
+        config.write("custom_hooks = []\n")
+    run = train.watch(tmp_path / "quiet.py", tmp_path / "run")
+    assert SAVE_EVERY in run.checkpoints()
+    assert run.answers() == {}
+
+
 def test_a_finished_training_is_not_repeated(config, undisturbed, capsys):
     run, _ = undisturbed
     before = (run.folder / "training.log").read_bytes()
@@ -169,6 +179,16 @@ def test_a_bad_sample_is_told_in_one_sentence(row, tmp_path):
     (tmp_path / "bad.jsonl").write_text(f"{row}\n", encoding="utf-8")
     finetune.write_config(tmp_path / "bad.py", tmp_path / "bad.jsonl", SHORT)
     assert "数据里有坏样本" in failure(tmp_path / "bad.py", tmp_path)
+
+
+def test_none_in_a_config_is_not_blamed_on_the_data(config, tmp_path):
+    source = config.read_text(encoding="utf-8")
+    (tmp_path / "none.py").write_text(f"{source}\nlast = (None)[0]\n", encoding="utf-8")
+    sentence = failure(tmp_path / "none.py", tmp_path)
+    assert "坏样本" not in sentence
+    assert "'NoneType' object is not subscriptable" in sentence
+    with pytest.raises(process.Failed, match="'NoneType' object is not subscriptable"):
+        next(train.train(tmp_path / "none.py", tmp_path / "run"))
 
 
 def test_a_full_disk_is_told_in_one_sentence(config, tmp_path):
