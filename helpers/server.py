@@ -28,10 +28,11 @@ def serve(model, port=0, parallel=PARALLEL, ctx=CONTEXT, threads=0):
     """Serves a GGUF file while the block lasts and gives the address for OpenAI clients; port 0 is any free one.
 
     Answers `parallel` conversations at the same time, each of at most `ctx` tokens (never more than the model knows),
-    with so many threads; 0 is as many as suit the model.
+    with so many threads; 0 is as many as suit the model. What it logs stays beside the model only if something failed.
     """
     model = _checked(model)
-    port, log = find_port(HOST, port), model.with_suffix(".log")
+    port = find_port(HOST, port)
+    log = model.with_suffix(f".{port}.log")  # another kernel may serve the same model
     command = [sys.executable, "-m", "helpers.server", model, "--port", port, "--parallel", parallel, "--ctx", ctx,
                "--threads", threads]
     with log.open("w", encoding="utf-8") as kept:
@@ -42,6 +43,7 @@ def serve(model, port=0, parallel=PARALLEL, ctx=CONTEXT, threads=0):
         yield address(port)
     finally:
         process.stop(server)
+    log.unlink()
 
 
 def address(port):

@@ -57,6 +57,15 @@ def test_a_server_can_be_started_again_at_once_where_it_was(model):
         assert asked(url, "/health") == {"status": "ok"}
 
 
+def test_two_servers_of_one_model_do_not_write_into_one_log_and_leave_none(model):
+    def logs():
+        return [log for log in model.parent.glob("*.log") if "listening" in log.read_text(encoding="utf-8")]
+
+    with server.serve(model), server.serve(model):
+        assert len(logs()) == 2
+    assert not logs()
+
+
 def test_a_port_that_is_taken_is_named_with_who_has_it(model):
     with socket.socket() as other:
         other.bind((server.HOST, 0))
