@@ -56,6 +56,16 @@ CURRICULUM = (
     Stage(1600, {"fact": 0.34, "reading": 0.17, "sum": 0.14, "poem": 0.05, "verse": 0.01, "identity": 0.04,
                  "greeting": 0.04, "refusal": 0.03, "unheard": 0.01, "everyday": 0.03, "cloze": 0.02, "choice": 0.09,
                  "examples": 0.03}, sentences=6),
+    # Passages alone did not teach it to copy; copying and looking up do, and passages build on them.
+    Stage(2000, {"fact": 0.40, "copy": 0.12, "list": 0.10, "reading": 0.10, "sum": 0.10, "poem": 0.02, "identity": 0.03,
+                 "greeting": 0.03, "refusal": 0.02, "everyday": 0.03, "cloze": 0.01, "choice": 0.03, "examples": 0.01},
+          sentences=2),
+    Stage(2600, {"fact": 0.42, "copy": 0.02, "list": 0.02, "reading": 0.16, "sum": 0.11, "poem": 0.03, "verse": 0.01,
+                 "identity": 0.04, "greeting": 0.04, "refusal": 0.03, "unheard": 0.01, "everyday": 0.03, "cloze": 0.01,
+                 "choice": 0.05, "examples": 0.02}, sentences=4),
+    Stage(3400, {"fact": 0.40, "copy": 0.01, "list": 0.01, "reading": 0.17, "sum": 0.10, "poem": 0.03, "verse": 0.01,
+                 "identity": 0.04, "greeting": 0.04, "refusal": 0.03, "unheard": 0.01, "everyday": 0.03, "cloze": 0.01,
+                 "choice": 0.08, "examples": 0.03}, sentences=6),
 )
 
 # What keeps a fine-tune from forgetting: a little of everything that is said in a few words.
@@ -211,7 +221,8 @@ class Corpus:
         self.phrases = _read_toml("phrases.toml")
         self.choices = _read_toml("choices.toml")
         self.examples = _read_toml("examples.toml")
-        self.longer = {"reading": self._passage_turns, "choice": self._choice_turns, "examples": self._example_turns}
+        self.longer = {"reading": self._passage_turns, "choice": self._choice_turns, "examples": self._example_turns,
+                       "copy": self._copy_turns, "list": self._list_turns}
 
     def dialogue(self, rng, stage=CURRICULUM[-1]):
         """One training dialogue as a list of messages; one marked "given" is read, not learnt."""
@@ -289,6 +300,12 @@ class Corpus:
             turns.append(_messages(layout.format(passage=text, question=question), answer))
             layout = "{question}"
         return turns
+
+    def _copy_turns(self, rng, stage):
+        return [_messages(*self.reading.copied(rng))]
+
+    def _list_turns(self, rng, stage):
+        return [_messages(question, answer) for question, answer in self.reading.looked_up(rng)]
 
     def _choice_turns(self, rng, stage):
         """A question with four options, to be answered by a letter, or by the option when nothing else is asked."""

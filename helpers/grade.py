@@ -22,6 +22,7 @@ from helpers.process import shown
 from helpers.rules import DEFAULT, Rules, RulesError
 
 OUT = profile.ROOT / "workspace" / "grading"
+LOG = "sandbox.log"
 AT_ONCE = 2
 
 
@@ -70,7 +71,7 @@ class Session:
             for number, done in enumerate(as_completed(running), 1):
                 result = done.result()
                 before = self._read(result.student)
-                result.new_work = before is None or before.work != result.work
+                result.new_work = before is not None and before.work != result.work
                 self._keep(result)
                 self._grades.record(result)
                 print(f"[{number:3}/{len(todo)}] {_line(result)}", flush=True)
@@ -82,9 +83,15 @@ class Session:
         return self._out / "results" / f"{_file_name(student)}.json"
 
     def _read(self, student):
+        file = self._file(student)
         try:
-            return mark.Result(**json.loads(self._file(student).read_text(encoding="utf-8")))
+            return mark.Result(**json.loads(file.read_text(encoding="utf-8")))
         except (FileNotFoundError, TypeError):  # or by another version of the course
+            return None
+        except (ValueError, RecursionError):
+            aside = file.replace(file.with_name(f"{file.name}.broken"))
+            print(f"{shown(file)} 读不出来，已经改名为 {aside.name}：{student} 的作业重新评，"
+                  "你给过的分数不动；如果他换过作业，请再看一遍这些分数。")
             return None
 
     def _holds(self, path, result):
@@ -100,6 +107,8 @@ class Session:
         for result in results:
             feedback.write(self._out / "feedback" / f"{_file_name(result.student)}.html", result, self._rules,
                            self._grades.by_hand(result.student))
+        with replaced(self._out / LOG) as file:
+            file.writelines(f"{result.student}\n{said}\n\n" for result in results for said in result.said)
         write_table(self._out / "grades.csv", HEADER, [summary(self._grades, result) for result in results])
         alike = similar.pairs({result.student: result.traits for result in results if not result.failure})
         write_table(self._out / "similar.csv", ["学生", "另一个学生", "相像的是", "有多少"],
@@ -144,7 +153,7 @@ def main():
         sys.exit(f"[FAIL] 没有沙箱，不能运行学生的代码。{why_not}")
     try:
         results = Session(options.submissions, options.out, Rules(options.rules), not options.unprotected).run()
-    except (RulesError, Busy, profile.ProfileError) as error:
+    except (RulesError, Busy, sandbox.Ended, profile.ProfileError) as error:
         sys.exit(f"[FAIL] {error}")
     failed = [result for result in results if result.failure]
     print(f"一共 {len(results)} 份，评了 {len(results) - len(failed)} 份，失败 {len(failed)} 份。"

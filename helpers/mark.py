@@ -11,9 +11,11 @@ from helpers import lora, profile, readable, rerun, similar, submission
 from helpers.convert import replaced
 from helpers.homework import ASSIGNMENT
 from helpers.rules import ADAPTER_NOTEBOOK
+from helpers.sandbox import Ended
 from helpers.submission import DATA, NOTEBOOKS, REPORT, Refused
 
 SCRATCH = "unpacked"
+TRY_AGAIN = "请在 JupyterLab 里重启内核，从头运行一遍，改好再交。"
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Result:
     shares: dict = field(default_factory=dict)
     answers: dict = field(default_factory=dict)
     remarks: list = field(default_factory=list)
+    said: list = field(default_factory=list)  # by programs at their end: for the instructor only
     traits: dict = field(default_factory=dict)
     seconds: float = 0
     peak: int = 0
@@ -50,7 +53,16 @@ class Examiner:
 
         self._compare, self._look, self._protected = compare, overfit.Look, protected
         self._questions = compare.questions(read_samples(rules.exam) if rules.exam else [], rules.count, "", rules.seed)
-        self._before, _ = lora.ask(self._questions, protected=protected)
+        self._before = self._answers_of_the_base()
+
+    def _answers_of_the_base(self):
+        try:
+            answers, _ = lora.ask(self._questions, protected=self._protected)
+            return answers
+        except Ended as error:
+            why = rerun.printable((error.said or str(error)).splitlines()[-1])
+            raise Ended(f"还没有开始评分：基座模型 {profile.current().base_model} 在沙箱里没有答出题来（{why}）。"
+                        "请先用第 0 课看它能不能回答：模型不完整就重新下载，内存或显存不够就关掉别的程序。") from error
 
     def shares(self, folder, checked, name):
         """What the adapter in an unpacked submission can do, by measure, and the memory that it took to find out."""
@@ -75,6 +87,7 @@ def mark(path, rules, examiner, out, protected=True):
             result = Result(*known, failure=rerun.printable(f"没有收下：{error}"))
         except Exception as error:  # one submission must not end the grading of the others
             result = Result(*known, failure=rerun.printable(f"评分没有完成，不是学生的错：{error!r}"))
+            result.said = _last_words(error)
     result.seconds = round(time.monotonic() - started, 1)
     result.finished = datetime.now().isoformat()
     return result
@@ -90,6 +103,11 @@ def _graded(result, path, folder, rules, examiner, out, protected):
     result.traits = similar.traits(folder, manifest, notebooks.values())
     _keep(notebooks, rules.course, folder, out / "autograded" / result.student / ASSIGNMENT)
     return result
+
+
+def _last_words(ended):
+    """What a program that ended, if that is what ended, said then."""
+    return [rerun.printable(said)] if (said := getattr(ended, "said", "")) else []
 
 
 def digest(path):
@@ -109,7 +127,8 @@ def _grade_notebooks(result, notebooks, folder, rules, protected):
             result.passed[f"{name}/{grade_id}"] = [right, total]
             result.points[f"{name}/{grade_id}"] = points[name, grade_id] * right / total
         if run.ended:
-            result.remarks.append(f"{name}.ipynb 没有运行完：{run.ended}")
+            result.remarks.append(rerun.printable(f"{name}.ipynb 没有运行完：{run.ended}。{TRY_AGAIN}"))
+            result.said += _last_words(run)
         result.answers[name] = _answers(notebook, run)
         _put_outputs(notebook, run)
 

@@ -30,9 +30,10 @@ LONGEST_TOKEN = 6  # as the trainer counts: one Chinese character, or a short En
 DIGIT = re.compile("([0-9])")
 TOKENS_PER_STEP = 4096
 ROW_LENGTHS = (256, 256, 256, 512)
-FULL_STEPS = 4200
+FULL_STEPS = 4600
 PEAK_LR = {"matrices": 0.02, "others": 3e-3}
 WARMUP_STEPS = 100
+HORIZON, BEND = 21 / 23, 10 / 23  # where the cosine would end, and where it is left
 REPORT_EVERY = 20
 SAVE_EVERY = 200
 PAD, BOS, IM_START, IM_END = "<pad>", "<s>", "<|im_start|>", "<|im_end|>"
@@ -109,11 +110,17 @@ def loss_of(model, ids, learnt):
 
 
 def learning_rate(step, steps):
-    """The share of the peak: linear warm-up, then a cosine to a hundredth."""
+    """The share of the peak: linear warm-up, a cosine for not quite half the run, then straight down."""
     warmup = min(WARMUP_STEPS, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / (steps - warmup)
+    bend = steps * BEND
+    share = _cosine((min(step, bend) - warmup) / (steps * HORIZON - warmup))
+    return share * max(0.01, min(1, (steps - step) / (steps - bend)))
+
+
+def _cosine(progress):
+    """From one down to a hundredth."""
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 

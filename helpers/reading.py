@@ -27,6 +27,9 @@ def scenes():
     return found
 
 
+LOOKED_UP = ("person", "place", "word", "year", "price", "date", "clock", "color", "code", "food", "job", "phone")
+
+
 class Reading:
     """Makes passages with questions from the scenes, and from the fact tables with invented names."""
 
@@ -36,6 +39,7 @@ class Reading:
         self.relations = [relation for relation in relations if relation.invented]
         self.layouts = self.inventor.words["layouts"]
         self.absent = self.inventor.words["absent"]
+        self.copying = tomllib.loads((FOLDER / "copying.toml").read_text(encoding="utf-8"))
 
     def passage(self, rng, most):
         """A passage of at most `most` sentences that carry a value: its text, what it tells, what it does not tell."""
@@ -127,3 +131,33 @@ class Reading:
         if elsewhere and (not untold or rng.random() < OTHER_NAME_SHARE):
             untold = elsewhere
         return rng.choice(untold), rng.choice(self.absent)
+
+    def copied(self, rng):
+        """A request to write something again word for word, and what is to be written."""
+        shape = rng.choice(("characters", "characters", "words", "sentence", "number"))
+        if shape == "characters":
+            text = self.inventor.characters(rng, rng.randint(3, 24))
+        elif shape == "words":
+            text = "、".join(self.inventor.value(rng, rng.choice(LOOKED_UP)) for _ in range(rng.randint(1, 6)))
+        elif shape == "sentence":
+            text, *_ = self._from_scene(rng, 2)
+        else:
+            text = "".join(rng.choices("0123456789", k=rng.randint(3, 14)))
+        return rng.choice(self.copying["copy"]).format(text=text), text
+
+    def looked_up(self, rng):
+        """A list of names with values, asked for one after the other: (question, answer) pairs."""
+        kind = rng.choice(LOOKED_UP)
+        pairs = {self.inventor.value(rng, rng.choice(("person", "place", "word"))): self.inventor.value(rng, kind)
+                 for _ in range(rng.randint(2, 6))}
+        form, between = rng.choice(self.copying["pair"]), rng.choice(self.copying["between"])
+        listed = between.join(form.format(key=key, value=value) for key, value in pairs.items())
+        layout, ask = rng.choice(self.copying["list"]), rng.choice(self.copying["ask"])
+        turns = []
+        for key in rng.sample(list(pairs), min(len(pairs), 4)):
+            question, answer = ask.format(key=key), pairs[key]
+            if rng.random() < 0.1:
+                question, answer = ask.format(key=self.inventor.value(rng, "person")), rng.choice(self.absent)
+            turns.append((layout.format(list=listed, question=question), answer))
+            layout = "{question}"
+        return turns

@@ -3,6 +3,7 @@
 Only what comes out is looked at, and it is compared out here: whatever the notebook does to Python, to its own tests or
 to what it prints, it gets points only for right values.
 """
+import json
 import sys
 from dataclasses import dataclass, field
 
@@ -12,16 +13,20 @@ from helpers.sandbox import Ended, Sandbox
 from helpers.submission import Refused
 
 CELL_SECONDS, CHECK_SECONDS = 60, 10
-MOST_CHARS = 20_000
+MOST_CHARS, MOST_CELLS = 20_000, 500
 
 
 @dataclass
 class Run:
-    """What the cells came to: per cell's place (what it printed, its error); per grade cell [checks passed, checks]."""
+    """What the cells came to: per cell's place (what it printed, its error); per grade cell [checks passed, checks].
+
+    If it ended early: why, and what it said then, which is for the instructor only.
+    """
 
     printed: dict[int, tuple[str, str | None]] = field(default_factory=dict)
     passed: dict[str, list[int]] = field(default_factory=dict)
     ended: str | None = None
+    said: str = ""
     peak: int = 0
 
 
@@ -40,7 +45,7 @@ def rerun(notebook, course, checks, files, protected=True):
                 *_, value = _ask(sandbox, "", CHECK_SECONDS, check.expression)
                 run.passed[check.grade_id][0] += check.passes(value)
         except Ended as error:
-            run.ended = str(error)
+            run.ended, run.said = str(error), error.said
         run.peak = sandbox.peak
     return run
 
@@ -82,11 +87,17 @@ def printable(text):
 
 
 def read(path):
-    """A student's notebook; Refused if it is none."""
+    """A student's notebook; Refused if it is none, or one of more cells than the memory may hold."""
     try:
-        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+        text = path.read_text(encoding="utf-8")
+        count = len(json.loads(text)["cells"])
+        if count > MOST_CELLS:
+            raise Refused(f"{path.name} 有 {count:,} 格，最多 {MOST_CELLS} 格：请删掉多余的，重新运行 make submit。")
+        notebook = nbformat.reads(text, as_version=4)
         nbformat.validate(notebook)
         nbformat.writes(notebook).encode()  # not so if there are halves of characters in it
         return notebook
+    except Refused:
+        raise
     except (nbformat.ValidationError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise Refused(f"{path.name} 不是完整的笔记本：请在 JupyterLab 里打开，重新保存。") from error

@@ -24,7 +24,7 @@ MB, GB = 2**20, 2**30
 HOME = Path("/home/student")
 USER = "64321"  # instead of root, whom no limit holds: nobody's number
 BIND_AND_RUN = 'while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done; shift; exec "$@"'
-PREFIX = "sandbox-"
+PREFIX = "spreadsheet-to-assistant-sandbox-"
 LOOK_EVERY = 0.25  # seconds
 LONGEST_ANSWER = 8 * MB
 HOW_TO_INSTALL = ("安装 0.8 或更新的 bubblewrap（Debian 12、Ubuntu 24.04 起：apt install bubblewrap），"
@@ -34,7 +34,15 @@ HOW_TO_ALLOW = ("容器要允许用户命名空间；Ubuntu 24.04 还要运行 "
 
 
 class Ended(RuntimeError):
-    """The program in the sandbox ended without an answer: why."""
+    """The program in the sandbox ended without an answer: why, in our own words.
+
+    What it `said` on standard error may hold anything, also what nobody but the instructor may read.
+    """
+
+    def __init__(self, why, said=""):
+        super().__init__(why)
+        self.said = said
+        self.add_note(said)
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Sandbox:
             return json.loads(line)
         except (ValueError, RecursionError) as error:
             said = self._log.read_bytes()[-1000:].decode(errors="replace").strip()
-            raise Ended(self.stopped or said or "没有回答，程序结束了") from error
+            raise Ended(self.stopped or "程序没有回答就结束了", said) from error
 
     def _environment(self, home):
         return profile.ENVIRONMENT | {
@@ -201,9 +209,11 @@ def _resident(pid):
 def sweep():
     """Removes what the sandboxes of a killed process have left in the temporary folder."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
+        process = folder.name.removeprefix(PREFIX).partition("-")[0]
+        with suppress(FileNotFoundError):  # another grader may be sweeping too
+            ours = folder.lstat().st_uid == os.geteuid()
+            if ours and process.isdecimal() and not psutil.pid_exists(int(process)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def problem():
@@ -214,7 +224,8 @@ def problem():
         with Sandbox([sys.executable, "-c", "print(1)"], limits=Limits(seconds=30)) as sandbox:
             sandbox.ask(None)
     except (Ended, OSError) as error:
-        return f"bubblewrap 在这里运行不了：{error}。怎么办：{HOW_TO_INSTALL}{HOW_TO_ALLOW}"
+        reason = getattr(error, "said", "") or error
+        return f"bubblewrap 在这里运行不了：{reason}。怎么办：{HOW_TO_INSTALL}{HOW_TO_ALLOW}"
     return None
 
 

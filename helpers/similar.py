@@ -19,7 +19,7 @@ ROWS, TEXT, ADAPTER = "训练数据", "笔记本的回答", "适配器"
 SUSPICIOUS = {ROWS: 0.5, TEXT: 0.6}  # the share of the smaller one that the other has too
 ENOUGH = 20  # with fewer rows or pieces of text, chance is enough
 COMMON_SHARE, COMMON_LEAST = 0.1, 4  # who has so many fellows has it from the course
-MOST_ROWS = 20_000
+MOST_ROWS = MOST_PIECES = 20_000  # of a submission, and of each of its notebooks
 WORDS, CHARS = 5, 8  # in a piece of code, and of prose
 
 
@@ -36,8 +36,7 @@ def traits(folder, manifest, notebooks):
     """What to know a submission by: its adapter's bytes, its rows and its answers, whatever names are used in them."""
     with (folder / DATA).open(encoding="utf-8", errors="replace") as file:
         rows = [_row(line, manifest) for line in islice(file, MOST_ROWS)]
-    pieces = [piece for notebook in notebooks for cell in notebook.cells if about(cell).get("solution")
-              for piece in _pieces(cell.source[:MOST_CHARS], cell.cell_type)]
+    pieces = [piece for notebook in notebooks for piece in islice(_answered(notebook), MOST_PIECES)]
     return {ADAPTER: manifest.files[WEIGHTS]["sha256"], ROWS: _digests(filter(None, rows)), TEXT: _digests(pieces)}
 
 
@@ -69,6 +68,13 @@ def _row(line, manifest):
         return question_key(sample) + "\n" + "\n".join(turn["output"] for turn in sample["conversation"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _answered(notebook):
+    """The pieces of a notebook's answers, one after another."""
+    for cell in notebook.cells:
+        if about(cell).get("solution"):
+            yield from _pieces(cell.source[:MOST_CHARS], cell.cell_type)
 
 
 def _pieces(source, kind):

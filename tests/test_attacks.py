@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from nbformat.v4 import new_notebook, new_raw_cell
 
 from helpers import grade, profile
 from helpers.rules import DEFAULT, Rules
@@ -104,6 +105,16 @@ def flood():
 flood()
 """
 
+LEAK = """
+seen = []
+def mean(values):
+    seen.append(values)
+    if len(seen) == 2:
+        signature = f"\\x1b[2J {seen}".encode()
+        get_ipython().kernel.iopub_socket.send_multipart([b"x", b"<IDS|MSG>", signature, *[b"{}"] * 4])
+    return 0
+"""
+
 FORK_BOMB = """
 import os, time
 made = 0
@@ -165,7 +176,7 @@ def attacked(tmp_path_factory):
     marker = f"daemon-{os.getpid()}"
     codes = {
         "reading": reading(place), "writing": writing(place), "calling": calling_out(place, port),
-        "strip": STRIP_ASSERTS, "liar": LIAR, "tamper": TAMPER, "forge": FORGE, "bomb": FORK_BOMB,
+        "strip": STRIP_ASSERTS, "liar": LIAR, "tamper": TAMPER, "forge": FORGE, "leak": LEAK, "bomb": FORK_BOMB,
         "eater": "x = bytearray(16 * 2**30)\n" + WRONG, "eaters": MANY_EATERS, "fill": FILL,
         "daemon": DAEMON.format(marker=marker), "exit": WRONG + "import os; os._exit(0)",
         "killer": WRONG + "import os; os.kill(-1, 9)", "output": "print('x' * 10**8)\n" + WRONG,
@@ -197,8 +208,8 @@ def printed(attacked, student):
 
 
 @pytest.mark.parametrize("student", [
-    "strip", "liar", "tamper", "forge", "reading", "writing", "calling", "bomb", "eater", "eaters", "fill", "daemon",
-    "exit", "killer", "output", "html", "terminal"])
+    "strip", "liar", "tamper", "forge", "leak", "reading", "writing", "calling", "bomb", "eater", "eaters", "fill",
+    "daemon", "exit", "killer", "output", "html", "terminal"])
 def test_an_attack_earns_nothing(attacked, student):
     result = attacked[0][student]
     assert not result.failure
@@ -234,6 +245,17 @@ def test_no_secret_and_no_hidden_input_is_in_what_students_get(attacked):
         assert SECRET not in text
         assert "77331.5" not in text
         assert "25777.5" not in text
+
+
+def test_what_a_program_said_at_its_end_is_read_by_the_instructor_only(attacked):
+    results, place, *_ = attacked
+    log = (place / "out" / grade.LOG).read_text(encoding="utf-8")
+    assert "77331.5" in log, "the attack leaks nothing, so that nothing proves that a leak is kept from students"
+    assert "\x1b" not in log
+    page = (place / "out" / "feedback" / "leak.html").read_text(encoding="utf-8")
+    assert results["leak"].remarks == [
+        "data.ipynb 没有运行完：程序没有回答就结束了。请在 JupyterLab 里重启内核，从头运行一遍，改好再交。"]
+    assert results["leak"].remarks[0] in page
 
 
 def test_no_connection_was_made(attacked):
@@ -308,6 +330,7 @@ REFUSED = {
     "nothing": (put("data.ipynb", b"{}"), "data.ipynb"),
     "halves": (put("data.ipynb", nbformat.writes(handed_in.notebook("data")).replace("mean", "\\ud800").encode()),
                "data.ipynb"),
+    "cells": (put("data.ipynb", nbformat.writes(new_notebook(cells=[new_raw_cell()] * 501)).encode()), "最多 500 格"),
     "escape": (config(**{"\x1b[2J\ud800": 1}), "\ufffd[2J\ufffd"),
 }
 

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from functools import cache
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbformat.v4 import new_markdown_cell, new_notebook
 from nbgrader.api import Gradebook
 from nbgrader.apps.api import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
@@ -18,7 +20,7 @@ from traitlets.config import Config
 from helpers import grade, gradebook, mark, profile, similar
 from helpers.homework import ASSIGNMENT, SOURCE
 from helpers.rules import Check, Criterion, Rules, RulesError, same
-from helpers.submission import NOTEBOOKS
+from helpers.submission import DATA, NOTEBOOKS, WEIGHTS, Manifest
 from tests import bench_grade, handed_in
 
 handed_in.needs_sandbox()
@@ -234,6 +236,33 @@ def test_a_run_that_was_killed_goes_on_where_it_was(place):
     assert [row["总分"] for row in place.table().values()] == ["6.0"] * 10
 
 
+@pytest.mark.parametrize("left", [b"", b'{"student": "li", ', b"\xff", b"[" * 100_000])
+def test_a_broken_result_is_set_aside_and_graded_anew(place, capsys, left):
+    place.hand_in("li")
+    place.grade()
+    give_by_hand(place, "li", 4)
+    kept = place.out / "results" / "li.json"
+    kept.write_bytes(left)
+    assert place.grade()["li"].points == {"data/mean": 6}
+    assert "li.json 读不出来" in capsys.readouterr().out
+    assert kept.with_name("li.json.broken").read_bytes() == left
+    assert json.loads(kept.read_text(encoding="utf-8"))["points"] == {"data/mean": 6}
+    assert place.table()["li"]["总分"] == "10.0"
+
+
+def test_a_base_model_that_does_not_load_is_told_in_one_sentence(tmp_path):
+    for folder in (tmp_path / "in", tmp_path / "base"):
+        folder.mkdir()
+    (tmp_path / "in" / "li.zip").write_bytes(b"")
+    (tmp_path / "base" / "config.json").write_text("{}")
+    done = subprocess.run([sys.executable, "-m", "helpers.grade", tmp_path / "in", "--out", tmp_path / "out"],
+                          capture_output=True, text=True, check=False,
+                          env=os.environ | {"COURSE_BASE_MODEL": str(tmp_path / "base")})
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"[FAIL] 还没有开始评分：基座模型 {tmp_path / 'base'} 在沙箱里没有答出题来")
+
+
 def test_two_graders_do_not_work_in_the_same_place(place):
     place.hand_in("li")
     first = grade.Session(place.folder, place.out, Rules(place.rules, place.source))
@@ -272,6 +301,20 @@ def test_similar_submissions_are_reported(place):
     with (place.out / "similar.csv").open(encoding="utf-8-sig", newline="") as file:
         found = {(row["学生"], row["另一个学生"], row["相像的是"]): row["有多少"] for row in csv.DictReader(file)}
     assert found == {("copy", "li", what): "100%" for what in (similar.ROWS, similar.TEXT, similar.ADAPTER)}
+
+
+def test_a_notebook_full_of_text_takes_little_memory(tmp_path):
+    (tmp_path / DATA).touch()
+    text = "".join(map(str, range(50_000)))
+    cells = [new_markdown_cell(text[start:start + 1000], metadata={"nbgrader": {"grade_id": "a", "solution": True}})
+             for start in range(0, len(text), 1000)]
+    manifest = Manifest("li", "小星星", "李雷", {WEIGHTS: {"sha256": ""}})
+    tracemalloc.start()
+    found = similar.traits(tmp_path, manifest, [new_notebook(cells=cells)] * 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found[similar.TEXT]) <= similar.MOST_PIECES
+    assert peak < 10 * 2**20
 
 
 def test_what_the_whole_class_has_in_common_is_not_similar():

@@ -144,6 +144,22 @@ with Sandbox([sys.executable, "-c", "import time; print(1, flush=True); time.sle
     assert not Path(folder).exists()
 
 
+def test_what_others_left_in_the_temporary_folder_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    ours, others, foreign = (tmp_path / name for name in (
+        f"{sandbox.PREFIX}{dead.pid}-ours", f"sandbox-{dead.pid}-others", f"{sandbox.PREFIX}{dead.pid}-foreign"))
+    for folder in (ours, others, foreign):
+        folder.mkdir()
+    if os.geteuid() == 0:  # nobody else can give a folder away
+        os.chown(foreign, int(sandbox.USER), -1)
+    sandbox.sweep()
+    assert not ours.exists()
+    assert others.exists()
+    assert foreign.exists() or os.geteuid() != 0
+
+
 def test_its_memory_is_measured():
     with Sandbox([sys.executable, "-c",
                   "import time; x = bytes(range(256)) * 2**20; time.sleep(1); print(len(x))"]) as box:

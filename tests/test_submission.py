@@ -28,8 +28,7 @@ def folder(tmp_path):
 
 def changed(honest, target, change=None, add=()):
     """A copy of the zip; `change` may alter {name: bytes}, `add` holds (ZipInfo or name, bytes)."""
-    with zipfile.ZipFile(honest) as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
+    content = contents(honest)
     if change:
         change(content)
     target.parent.mkdir(exist_ok=True)
@@ -169,6 +168,12 @@ def test_packing_what_would_be_refused_leaves_the_old_zip(honest, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["li.zip"]
 
 
+def contents(path):
+    """The files in a zip, by name."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_zip_with_any_damage_is_refused_or_is_what_was_packed(honest, tmp_path, data):
@@ -182,4 +187,6 @@ def test_a_zip_with_any_damage_is_refused_or_is_what_was_packed(honest, tmp_path
     folder.mkdir()
     with suppress(Refused):
         submission.unpack(path, folder)
+        unpacked = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        assert unpacked == contents(honest)
     assert {path.name for path in tmp_path.iterdir()} == {"li.zip", "unpacked"}
