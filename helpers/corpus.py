@@ -60,6 +60,7 @@ CURRICULUM = (
     Stage(2000, {"fact": 0.40, "copy": 0.12, "list": 0.10, "reading": 0.10, "sum": 0.10, "poem": 0.02, "identity": 0.03,
                  "greeting": 0.03, "refusal": 0.02, "everyday": 0.03, "cloze": 0.01, "choice": 0.03, "examples": 0.01},
           sentences=2),
+    Stage(2400, {"fact": 0.33, "repeat": 0.45, "list": 0.10, "reading": 0.06, "sum": 0.06}, sentences=2),
     Stage(2600, {"fact": 0.42, "copy": 0.02, "list": 0.02, "reading": 0.16, "sum": 0.11, "poem": 0.03, "verse": 0.01,
                  "identity": 0.04, "greeting": 0.04, "refusal": 0.03, "unheard": 0.01, "everyday": 0.03, "cloze": 0.01,
                  "choice": 0.05, "examples": 0.02}, sentences=4),
@@ -222,7 +223,7 @@ class Corpus:
         self.choices = _read_toml("choices.toml")
         self.examples = _read_toml("examples.toml")
         self.longer = {"reading": self._passage_turns, "choice": self._choice_turns, "examples": self._example_turns,
-                       "copy": self._copy_turns, "list": self._list_turns}
+                       "copy": self._copy_turns, "repeat": self._repeat_turns, "list": self._list_turns}
 
     def dialogue(self, rng, stage=CURRICULUM[-1]):
         """One training dialogue as a list of messages; one marked "given" is read, not learnt."""
@@ -303,6 +304,9 @@ class Corpus:
 
     def _copy_turns(self, rng, stage):
         return [_messages(*self.reading.copied(rng))]
+
+    def _repeat_turns(self, rng, stage):
+        return [_messages(*self.reading.repeated(rng))]
 
     def _list_turns(self, rng, stage):
         return [_messages(question, answer) for question, answer in self.reading.looked_up(rng)]

@@ -145,6 +145,13 @@ class Reading:
             text = "".join(rng.choices("0123456789", k=rng.randint(3, 14)))
         return rng.choice(self.copying["copy"]).format(text=text), text
 
+    def repeated(self, rng):
+        """As `copied`, but long: what makes copying worth learning."""
+        text = self.inventor.characters(rng, rng.randint(20, 60))
+        if rng.random() < 0.3:
+            text, *_ = self._from_scene(rng, 4)
+        return rng.choice(self.copying["copy"]).format(text=text), text
+
     def looked_up(self, rng):
         """A list of names with values, asked for one after the other: (question, answer) pairs."""
         kind = rng.choice(LOOKED_UP)
