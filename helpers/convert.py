@@ -22,7 +22,7 @@ ROLES = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
 LETTERS = re.compile("[A-Z]{1,3}")
 FIRST_COLUMNS = [first + second for first in ("", "A", "B", "C") for second in ascii_uppercase]
 HEADER_ROWS = 20
-ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+QUOTE = json.JSONEncoder(ensure_ascii=False).encode
 
 CHINESE = "[\u2e80-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
 SPACE = "[ \xa0\u2000-\u200a\u202f\u205f]"
@@ -204,11 +204,11 @@ def replaced(target):
 
 
 def _line(turns, system):
-    conversation = []
+    parts = []
     for own, question, answer in turns:
-        conversation.append({"system": own or system, "input": question, "output": answer})
+        parts.append(f'{{"system": {QUOTE(own or system)}, "input": {QUOTE(question)}, "output": {QUOTE(answer)}}}')
         system = ""  # it comes before the first turn only
-    return ENCODE({"conversation": conversation}) + "\n"
+    return '{"conversation": [' + ", ".join(parts) + "]}\n"
 
 
 def _repeated(keys):

@@ -14,7 +14,7 @@ from string import ascii_uppercase
 import pytest
 from datasets import load_dataset
 from docx import Document
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openpyxl import Workbook, load_workbook
 from openpyxl.cell.rich_text import CellRichText, TextBlock
@@ -257,6 +257,7 @@ def test_other_programs_workbooks_are_read_too(book):
     assert report.empty == [2]
 
 
+@settings(deadline=None)  # the disk can be slow
 @given(st.lists(st.lists(st.one_of(texts, st.integers(-10**14, 10**14), st.booleans()), min_size=3, max_size=3),
                 min_size=1, max_size=8))
 def test_what_openpyxl_writes_is_read_back_as_calamine_reads_it(tmp_path_factory, table):
@@ -291,6 +292,7 @@ def test_a_decimal_is_read_back_as_precisely_as_excel_shows_it(number):
 # Other sources
 
 
+@settings(deadline=None)  # the disk can be slow
 @given(st.lists(st.tuples(texts, texts).filter(all), min_size=1, max_size=6), st.sampled_from([",", ";", "\t"]))
 def test_what_csv_writes_is_read_back(tmp_path_factory, table, delimiter):
     path = tmp_path_factory.mktemp("table") / "table.csv"
@@ -392,6 +394,7 @@ def test_unknown_fields_are_answered_with_those_there_are_and_those_looked_for(t
     assert ("问题 和 答案" in str(caught.value)) == (layout != Layout())
 
 
+@settings(deadline=None)  # the disk can be slow
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5))
 def test_every_line_written_is_json_of_what_was_read(tmp_path_factory, turns):
     folder = tmp_path_factory.mktemp("lines")
