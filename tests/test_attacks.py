@@ -330,7 +330,8 @@ REFUSED = {
     "nothing": (put("data.ipynb", b"{}"), "data.ipynb"),
     "halves": (put("data.ipynb", nbformat.writes(handed_in.notebook("data")).replace("mean", "\\ud800").encode()),
                "data.ipynb"),
-    "cells": (put("data.ipynb", nbformat.writes(new_notebook(cells=[new_raw_cell()] * 501)).encode()), "最多 500 格"),
+    "cells": (put("data.ipynb", nbformat.writes(new_notebook(cells=[new_raw_cell() for _ in range(501)])).encode()),
+              "最多 500 格"),
     "escape": (config(**{"\x1b[2J\ud800": 1}), "\ufffd[2J\ufffd"),
 }
 
