@@ -88,6 +88,8 @@ def _user(text):
 
 def questions(half):
     """The questions that need nothing but themselves."""
+    names = {(subject, answer): relation.accepted(answer) for relation in read_relations()
+             for subject, answer in relation.facts}
     found = []
     for row in read(half):
         kind, text = row["kind"], row["question"]
@@ -96,6 +98,8 @@ def questions(half):
         if "passage" in row:
             text = LAYOUT.format(passage=row["passage"], question=text)
         expect = [SELF_NAME] if kind == "identity" else row.get("expect", [])
+        if kind == "fact":
+            expect = [*expect, *names.get((row["given"], expect[0]), [])]
         name = f"identity {row['language']}" if kind == "identity" else kind
         found.append(Asked(name, [_user(text)], expect, row.get("means", "")))
     return found
