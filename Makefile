@@ -29,7 +29,7 @@ grade: setup
 
 test: setup
 	@$(PY) -m ruff check .
-	@$(LAUNCH) $(PY) -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout=1200 tests notebooks
+	@$(LAUNCH) $(PY) -m pytest -q --durations=40 --nbval --nbval-current-env --nbval-cell-timeout=1200 tests notebooks
 
 bench: setup
 	@$(LAUNCH) $(PY) -m tests.bench

@@ -75,38 +75,43 @@ def build_model(tokenizer, seed=SEED):
     ))
 
 
-def encode(tokenizer, messages):
-    """Token ids of a dialogue, and for each whether the model must learn it: answers and their end, nothing else."""
-    ids, learnt = [tokenizer.bos_token_id], [False]
+def encode(tokenizer, messages, favour=0.0):
+    """Token ids of a dialogue, and for each how much it is to be learnt: answers and their end, nothing else.
+
+    With `favour` above zero a token counts the more, the shorter its answer.
+    """
+    ids, weights = [tokenizer.bos_token_id], [0.0]
     for message in messages:
         head = tokenizer.encode(f"{IM_START}{message['role']}\n", add_special_tokens=False)
         body = tokenizer.encode(message["content"] + IM_END, add_special_tokens=False)
         tail = tokenizer.encode("\n", add_special_tokens=False)
         ids += head + body + tail
         wanted = message["role"] == "assistant" and not message.get("given")
-        learnt += [False] * len(head) + [wanted] * len(body) + [False] * len(tail)
-    return ids, learnt
+        weights += [0.0] * len(head) + [wanted * len(body) ** -favour] * len(body) + [0.0] * len(tail)
+    return ids, weights
 
 
 def batch(corpus, tokenizer, step, seed=SEED, stage_at=curriculum):
     """The rows of one step, drawn from the seed and the step alone: a resumed run sees the same ones."""
     rng = random.Random(f"{seed}-{step}")
     length = ROW_LENGTHS[step % len(ROW_LENGTHS)]
-    rows, row, mask = [], [], []
+    stage, rows, row, weights = stage_at(step), [], [], []
     while len(rows) < TOKENS_PER_STEP // length:
-        ids, learnt = encode(tokenizer, corpus.dialogue(rng, stage_at(step)))
-        row, mask = row + ids, mask + learnt
+        ids, counts = encode(tokenizer, corpus.dialogue(rng, stage), stage.favour)
+        row, weights = row + ids, weights + counts
         if len(row) >= length:
-            rows.append((row[:length], mask[:length]))
-            row, mask = [], []
-    return torch.tensor([r for r, _ in rows]), torch.tensor([m for _, m in rows])
+            rows.append((row[:length], weights[:length]))
+            row, weights = [], []
+    return torch.tensor([r for r, _ in rows]), torch.tensor([w for _, w in rows])
 
 
-def loss_of(model, ids, learnt):
-    """The mean cross-entropy of the learnt tokens; logits are computed for these alone."""
+def loss_of(model, ids, weights):
+    """The weighted mean of the learnt tokens' cross-entropy; logits are computed for these alone."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    target = learnt[:, 1:]
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[target]).float(), ids[:, 1:][target])
+    learnt = weights[:, 1:] > 0
+    logits = model.lm_head(hidden[learnt]).float()
+    losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learnt], reduction="none")
+    return (losses * weights[:, 1:][learnt]).sum() / weights.sum()
 
 
 def learning_rate(step, steps):

@@ -1,7 +1,7 @@
 import pytest
 
-from helpers import profile
-from tests import figures, finetune
+from helpers import profile, sandbox
+from tests import figures, finetune, packages
 
 PROBES_OF_EACH_KIND = 260  # all but those of facts and sums
 
@@ -17,3 +17,17 @@ def tuned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetune")
     adapter, merged = finetune.finetune(folder, finetune.training_rows())
     return folder, adapter, merged
+
+
+@pytest.fixture(scope="session")
+def sandboxed():
+    """For tests that run the code of strangers: where no sandbox works, they are skipped."""
+    if why_not := sandbox.problem():
+        packages.skip_without("bubblewrap", why_not)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was not tested for want of a package is said aloud."""
+    if lines := packages.told(terminalreporter.stats.get("skipped", ())):
+        terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+        terminalreporter.write_line("\n".join(lines), red=True)

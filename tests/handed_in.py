@@ -1,21 +1,16 @@
 """A small homework with four notebooks, and submissions of it, honest and hostile, for the tests of the grader."""
 import hashlib
 import json
-import os
-import shutil
-import subprocess
 import tempfile
-import warnings
 import zipfile
 from pathlib import Path
 
 import nbformat
 import numpy
-import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from safetensors.numpy import save_file
 
-from helpers import lora, profile, sandbox, submission
+from helpers import lora, profile, submission
 
 RIGHT = "def mean(values):\n    return sum(values) / len(values)\n"
 RULES = """
@@ -33,17 +28,6 @@ call = "mean"
 args = [[0.5, 0.5, 77331.5]]
 expected = 25777.5
 """
-
-
-def needs_sandbox():
-    """Installs bubblewrap where that is possible; the tests of a machine that cannot have it are skipped aloud."""
-    if not shutil.which("bwrap") and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "bubblewrap"]):
-            subprocess.run(["apt-get", "-qq", *command], check=False, capture_output=True,
-                           env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
-    if why_not := sandbox.problem():
-        warnings.warn(f"THE SANDBOX IS NOT TESTED: {why_not}", stacklevel=2)
-        pytest.skip(f"沙箱没有测试：{why_not}", allow_module_level=True)
 
 
 def _cell(make, source, grade_id, points=None, solution=False, locked=False):

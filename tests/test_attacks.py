@@ -19,7 +19,7 @@ from helpers import grade, profile
 from helpers.rules import DEFAULT, Rules
 from tests import handed_in
 
-handed_in.needs_sandbox()
+pytestmark = pytest.mark.usefixtures("sandboxed")
 
 SECRET = "only the instructor knows 4711"
 WRONG = "def mean(values):\n    return 0\n"

@@ -14,7 +14,7 @@ from helpers.evaluate import Answer, Score
 from helpers.exam import LETTERS, exam
 from helpers.facts import EXAM_SYSTEM
 from helpers.process import Failed
-from tests import finetune
+from tests import finetune, packages
 
 SAMPLES = finetune.split_exam()[1][:8]
 QUESTIONS = [sample["conversation"][0]["input"] for sample in SAMPLES]
@@ -37,8 +37,7 @@ def isolation():
     for command in filter(lambda command: shutil.which(command[0]), ISOLATED):
         if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
             return command
-    return pytest.skip("neither bwrap nor unshare may make a network namespace on this machine: "
-                       "that evaluating needs no network is not proven here")
+    return packages.skip_without("bubblewrap", "neither it nor unshare may make a network namespace on this machine")
 
 
 @pytest.fixture(scope="module")

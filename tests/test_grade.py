@@ -23,7 +23,7 @@ from helpers.rules import Check, Criterion, Rules, RulesError, same
 from helpers.submission import DATA, NOTEBOOKS, WEIGHTS, Manifest
 from tests import bench_grade, handed_in
 
-handed_in.needs_sandbox()
+pytestmark = pytest.mark.usefixtures("sandboxed")
 
 HALF = "def mean(values):\n    return 2\n"
 ADAPTER = """

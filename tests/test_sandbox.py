@@ -9,9 +9,8 @@ import pytest
 
 from helpers import profile, sandbox
 from helpers.sandbox import GB, MB, Ended, Limits, Sandbox
-from tests import handed_in
 
-handed_in.needs_sandbox()
+pytestmark = pytest.mark.usefixtures("sandboxed")
 
 
 def tell(expression, prelude="pass", **options):
