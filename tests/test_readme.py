@@ -5,6 +5,7 @@ import pytest
 from helpers.profile import ROOT
 
 READMES = [ROOT / "README.md", ROOT / "README_zh-CN.md"]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 
 
 def structure(path):
@@ -31,7 +32,7 @@ def test_every_command_exists(path):
     assert {"run", "test", "lab", "bench", "clean"} <= told <= targets
 
 
-@pytest.mark.parametrize("path", READMES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*READMES, CONTRIBUTING], ids=lambda path: path.name)
 def test_every_link_and_picture_is_there(path):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), target
@@ -53,3 +54,13 @@ def test_errors_in_the_troubleshooting_are_the_ones_the_course_prints(path):
         assert words in path.read_text(encoding="utf-8")
         assert words in source
     assert f"{needed} GB" in path.read_text(encoding="utf-8")
+
+
+def test_contributors_are_told_of_commands_and_files_that_exist():
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert {"setup", "test", "tiny-base", "lock"} <= set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M)) <= targets
+    named = [f"{module.replace('.', '/')}.py" for module in re.findall(r"-m ((?:helpers|tools)\.\w+)", text)]
+    named += re.findall(r"(?:\.ci|\.github|helpers|notebooks/homework|tests|tools)/[\w./]+\w", text)
+    for path in named:
+        assert (ROOT / path).exists(), path
