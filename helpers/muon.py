@@ -23,10 +23,13 @@ def orthogonal(matrix):
 
 
 class Muon(torch.optim.Optimizer):
-    """For weight matrices only; embeddings and vectors want another optimizer."""
+    """For weight matrices only; embeddings and vectors want another optimizer.
 
-    def __init__(self, matrices, lr):
-        super().__init__(matrices, {"lr": lr})
+    Every step is a little noise in every direction; without decay it piles up until attention cannot learn any more.
+    """
+
+    def __init__(self, matrices, lr, weight_decay=0.2):
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self):
@@ -38,4 +41,4 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum"].lerp_(weight.grad, 1 - MOMENTUM)
                 update = orthogonal(weight.grad.lerp(momentum, MOMENTUM))
                 scale = max(1, weight.shape[0] / weight.shape[1]) ** 0.5
-                weight.add_(update, alpha=-group["lr"] * scale)
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)

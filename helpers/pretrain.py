@@ -31,9 +31,8 @@ DIGIT = re.compile("([0-9])")
 TOKENS_PER_STEP = 4096
 ROW_LENGTHS = (256, 256, 256, 512)
 FULL_STEPS = 4600
-PEAK_LR = {"matrices": 0.02, "others": 3e-3}
+PEAK_LR = {"matrices": 0.01, "others": 2e-3}
 WARMUP_STEPS = 100
-HORIZON, BEND = 21 / 23, 10 / 23  # where the cosine would end, and where it is left
 REPORT_EVERY = 20
 SAVE_EVERY = 200
 PAD, BOS, IM_START, IM_END = "<pad>", "<s>", "<|im_start|>", "<|im_end|>"
@@ -115,17 +114,11 @@ def loss_of(model, ids, weights):
 
 
 def learning_rate(step, steps):
-    """The share of the peak: linear warm-up, a cosine for not quite half the run, then straight down."""
+    """The share of the peak: linear warm-up, then a cosine to a hundredth."""
     warmup = min(WARMUP_STEPS, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    bend = steps * BEND
-    share = _cosine((min(step, bend) - warmup) / (steps * HORIZON - warmup))
-    return share * max(0.01, min(1, (steps - step) / (steps - bend)))
-
-
-def _cosine(progress):
-    """From one down to a hundredth."""
+    progress = (step - warmup) / (steps - warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -134,7 +127,7 @@ def optimizers_of(model):
     inside = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return {"matrices": Muon(inside, PEAK_LR["matrices"]),
-            "others": torch.optim.AdamW(others, PEAK_LR["others"], betas=(0.9, 0.98), weight_decay=0.01)}
+            "others": torch.optim.AdamW(others, PEAK_LR["others"], betas=(0.9, 0.98), weight_decay=0.1)}
 
 
 def pretrain(model, tokenizer, corpus, steps, folder, seed=SEED, save_every=SAVE_EVERY, stage_at=curriculum,
