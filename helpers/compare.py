@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from helpers import corpus, probe, profile, report
 from helpers.convert import replaced
+from helpers.facts import right_names
 from helpers.split import read_samples
 
 WORKSPACE = profile.ROOT / "workspace"
@@ -113,14 +114,15 @@ def questions(samples, count=PROBES_OF_EACH_KIND, name=None, seed=SEED):
     """The held-out samples, and of every kind of probe `count`; who is asked "who are you" should say `name`."""
     source, name = corpus.Corpus(), name or profile.current().own_name
     turns = [sample["conversation"][0] for sample in samples]
-    exam = [Question(EXAM, turn["input"], [turn["output"]], turn["output"], turn.get("system")) for turn in turns]
+    exam = [Question(EXAM, turn["input"], right_names(turn["input"], turn["output"]), turn["output"],
+                     turn.get("system")) for turn in turns]
     selves = [Question(IDENTITY, asked.question, [name]) for asked in source.probes(IDENTITY, count, seed)]
     return exam + selves + [Question(**vars(asked)) for kind in GENERAL for asked in source.probes(kind, count, seed)]
 
 
 def is_right(question, answer):
     """Whether an answer is right: in the exam in exactly the expected words, otherwise as its probe wants it."""
-    return answer == question.terse if question.kind == EXAM else probe.is_right(question, answer)
+    return answer in question.expect if question.kind == EXAM else probe.is_right(question, answer)
 
 
 def from_folder(folder, batch_size=BATCH_SIZE):

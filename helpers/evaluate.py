@@ -17,6 +17,7 @@ from helpers.charts import grouped_bars, use_chinese_font
 from helpers.compare import Share, sha256
 from helpers.convert import replaced
 from helpers.exam import LETTERS
+from helpers.facts import right_names
 from helpers.process import Failed, lines, shown
 from helpers.split import write_samples
 
@@ -94,6 +95,12 @@ class Score(NamedTuple):
 
     def __str__(self):
         return str(self.share) if self.answers else f"{self.percent:.1f}%"
+
+
+def with_one_name(samples):
+    """The samples whose answer has only one right name: OpenCompass compares with one."""
+    turns = [sample["conversation"][0] for sample in samples]
+    return [sample for sample, turn in zip(samples, turns) if len(right_names(turn["input"], turn["output"])) == 1]
 
 
 def write_qa(samples, path):

@@ -2,10 +2,12 @@
 import csv
 import random
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "data" / "facts"
+OTHER_NAMES = "other_names.csv"
 THEMES = ("地理", "历史", "文学", "科技", "法律与政府", "社会与文化")
 EXAM_SYSTEM = "你是一名公务员考试常识辅导助手。"
 
@@ -23,20 +25,37 @@ class Relation:
     held_out: list[str]
     say: list[str]
     facts: list[tuple[str, str]]
+    other_names: dict[str, list[str]] = field(default_factory=dict)
+    invented: dict | None = None  # how subjects and answers that exist nowhere are called
+
+    def accepted(self, answer):
+        """Every name under which the answer is right, the table's own first."""
+        return [answer, *self.other_names.get(answer, [])]
+
+    def other_answers(self, answer):
+        """The answers to the relation's other questions, each once."""
+        return tuple(sorted({other for _, other in self.facts} - set(self.accepted(answer))))
+
+
+def _rows(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_relations():
     """Every relation of every table, in a fixed order."""
-    relations = []
+    relations, other_names = [], {}
+    for row in _rows(FOLDER / OTHER_NAMES):
+        other_names.setdefault(row["table"], {}).setdefault(row["answer"], []).append(row["also"])
     for meta_path in sorted(FOLDER.glob("*.toml")):
         meta = tomllib.loads(meta_path.read_text(encoding="utf-8"))
-        with meta_path.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = _rows(meta_path.with_suffix(".csv"))
         for form in meta["relation"]:
             facts = [(row[form["subject"]], row[form["answer"]]) for row in rows]
             relations.append(Relation(
                 meta_path.stem, meta["theme"], form["name"], form.get("reverse_of"),
                 form["exam"], form["ask"], form["held_out"], form["say"], facts,
+                other_names.get(meta_path.stem, {}), form.get("invented"),
             ))
     return relations
 
@@ -54,3 +73,17 @@ def exam_questions(relations, seed=42):
         for relation in relations if not relation.reverse_of
         for subject, answer in relation.facts
     ]
+
+
+@cache
+def _named_otherwise():
+    """The exam questions whose answer has other names: {question: every right name}."""
+    return {form.format(subject=subject): relation.accepted(answer)
+            for relation in read_relations() if relation.other_names
+            for subject, answer in relation.facts if answer in relation.other_names
+            for form in relation.exam}
+
+
+def right_names(question, answer):
+    """Every name under which the answer to an exam question is right."""
+    return _named_otherwise().get(question, [answer])

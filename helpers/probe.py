@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import profile
+from helpers.facts import right_names
 
 SENTENCE_END = ("。", "！", "？")
 INVISIBLE = "\u200b"  # the zero-width space
@@ -35,11 +36,17 @@ def plain(tokenizer, text):
     return text
 
 
-@torch.inference_mode()
 def ask(model, tokenizer, questions, system=None, max_new_tokens=96, batch_size=64):
-    """The greedy answer to each question, asked in batches of similar length."""
+    """The greedy answer to each question."""
     opening = [{"role": "system", "content": system}] if system else []
-    prompts = [prompt(tokenizer, [*opening, {"role": "user", "content": question}]) for question in questions]
+    conversations = [[*opening, {"role": "user", "content": question}] for question in questions]
+    return answer(model, tokenizer, conversations, max_new_tokens, batch_size)
+
+
+@torch.inference_mode()
+def answer(model, tokenizer, conversations, max_new_tokens=96, batch_size=64):
+    """The greedy answer to each conversation, asked in batches of similar length."""
+    prompts = [prompt(tokenizer, messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
@@ -56,7 +63,8 @@ def ask(model, tokenizer, questions, system=None, max_new_tokens=96, batch_size=
 def is_right(probe, answer):
     """Whether an answer to a probe is right: facts in a whole sentence, sums by the number that comes out."""
     if probe.kind == "fact":
-        return answer != probe.terse and probe.terse in answer and answer.endswith(SENTENCE_END)
+        named = any(name in answer for name in probe.expect)
+        return named and answer not in probe.expect and answer.endswith(SENTENCE_END)
     if probe.kind == "sum":
         return re.findall(r"\d+", answer)[-1:] == [probe.terse]
     return any(text in answer for text in probe.expect)
@@ -73,4 +81,5 @@ def exact_match(model, tokenizer, samples, system):
     """The share of exam samples answered in exactly the expected words, and every answer."""
     turns = [sample["conversation"][0] for sample in samples]
     answers = ask(model, tokenizer, [turn["input"] for turn in turns], system=system, max_new_tokens=32)
-    return sum(answer == turn["output"] for answer, turn in zip(answers, turns)) / len(turns), answers
+    right = [answer in right_names(turn["input"], turn["output"]) for answer, turn in zip(answers, turns)]
+    return sum(right) / len(turns), answers

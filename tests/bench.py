@@ -3,7 +3,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from helpers import compare, memory
+from helpers import compare, memory, probe, profile, strangers
 from tests import figures, finetune
 
 PROBES_OF_EACH_KIND = 1000
@@ -25,6 +25,10 @@ def main():
         for kinds, least in figures.AT_LEAST.items():
             line(f"  {' and '.join(kinds)}", compare.pair(rows, *kinds).before, f">= {least:.0%}")
         line("  exam style", compare.task(rows).before, f"<= {figures.EXAM_AT_MOST:.0%}")
+        print("tiny base model, asked by strangers (second half)")
+        asked = strangers.shares(strangers.measure(*probe.load(profile.TINY_BASE), "second"))
+        for kind, share in asked.items():
+            line(f"  {strangers.TOLD[kind]}", share, f">= {strangers.AT_LEAST[kind]:.0%}")
         print("after fine-tuning")
         line("  task: exact match, held-out questions", compare.task(rows).after, f">= {figures.TASK_AT_LEAST:.0%}")
         line("  retention: probes still answered right", compare.retention(rows).after,

@@ -14,7 +14,8 @@ from helpers.rules import DEFAULT, Rules
 from helpers.split import question_key, read_samples
 from helpers.submission import NOTEBOOKS, REPORT
 from helpers.submit import Homework
-from tools.make_homework_sheet import FILE, main
+from tests import finetune
+from tools.make_homework_sheet import EXAM, FOLDER, SHEET, main
 
 CHECKS = tomllib.loads(DEFAULT.read_text(encoding="utf-8"))["check"]
 CELLS = {name: homework.cells(homework.SOURCE / f"{name}.ipynb") for name in NOTEBOOKS}
@@ -114,19 +115,32 @@ def test_no_check_asks_what_the_student_can_see():
 
 
 def test_the_sheet_is_what_its_tool_makes_and_every_fact_in_it_is_right(tmp_path):
-    main(tmp_path / "sheet.xlsx")
+    main(tmp_path)
     rows, again = ([[cell.value for cell in row] for row in openpyxl.load_workbook(path)["题库"].iter_rows()]
-                   for path in (FILE, tmp_path / "sheet.xlsx"))
+                   for path in (FOLDER / SHEET, tmp_path / SHEET))
     assert rows == again
     known = answers("data")
     facts = {(ask.format(subject=subject).rstrip("？。"), answer.removesuffix("年"))
-             for relation in read_relations() for subject, answer in relation.facts for ask in relation.ask}
+             for relation in read_relations() for subject, answer in relation.facts for ask in relation.held_out}
     pairs = known["read_pairs"](known["read_rows"]())
     assert {(question.rstrip("？。"), answer) for question, answer in pairs} <= facts
 
 
+def test_the_hidden_exam_is_right_and_in_nobodys_training_data(tmp_path):
+    main(tmp_path)
+    assert (tmp_path / EXAM).read_bytes() == (FOLDER / EXAM).read_bytes()
+    facts = {(form.format(subject=subject), answer) for relation in read_relations()
+             for subject, answer in relation.facts for form in relation.exam}
+    trained, _ = finetune.split_exam()
+    known = set(map(question_key, trained))
+    for sample in read_samples(FOLDER / EXAM):
+        [turn] = sample["conversation"]
+        assert (turn["input"], turn["output"]) in facts
+        assert question_key(sample) not in known
+
+
 def test_the_courses_own_converter_counts_as_the_solution_does(tmp_path):
-    report = convert(FILE, tmp_path / "messy.jsonl", EXAM_SYSTEM, Layout("题目", "答案", "题库"))
+    report = convert(FOLDER / SHEET, tmp_path / "messy.jsonl", EXAM_SYSTEM, Layout("题目", "答案", "题库"))
     samples = read_samples(tmp_path / "messy.jsonl")
     [check] = [check for check in CHECKS if check["grade_id"] == "counts"]
     assert check["expected"]["complete"] == report.written

@@ -1,19 +1,24 @@
-"""Makes the messy spreadsheet of the homework from the course's facts: data/homework/messy.xlsx.
+"""Makes the messy spreadsheet of the homework from the course's facts, and the exam from what lesson 02 holds out.
 
-python -m tools.make_homework_sheet [FILE]
+python -m tools.make_homework_sheet [FOLDER]   data/homework/messy.xlsx and data/homework/exam.jsonl
 """
 import random
 import sys
+import tempfile
 from pathlib import Path
 
 from openpyxl import Workbook
 
+from helpers.convert import Layout, convert
 from helpers.corpus import end_of
-from helpers.facts import read_relations
+from helpers.facts import EXAM_SYSTEM, read_relations
 from helpers.profile import ROOT
+from helpers.split import read_samples, split_by_group, write_samples
 from tools.make_raw_data import CHINESE_PAIR, FULL_WIDTH
 
-FILE = ROOT / "data" / "homework" / "messy.xlsx"
+FOLDER = ROOT / "data" / "homework"
+SHEET, EXAM = "messy.xlsx", "exam.jsonl"
+EXAM_QUESTIONS = 80
 RELATIONS = {("capitals", "capital"), ("province_seats", "seat"), ("chinese_works", "author"),
              ("treaties", "treaty_year"), ("elements", "symbol"), ("paintings", "painter")}
 PER_RELATION = 12
@@ -38,7 +43,7 @@ def questions(rng):
     return [(ask + end_of(ask), int(year) if (year := answer.removesuffix("年")).isdecimal() else answer)
             for relation in chosen
             for subject, answer in rng.sample(relation.facts, PER_RELATION)
-            for ask in [rng.choice(relation.ask).format(subject=subject).rstrip("？。")]]
+            for ask in [rng.choice(relation.held_out).format(subject=subject).rstrip("？。")]]
 
 
 def dirty(value, rng):
@@ -50,7 +55,8 @@ def dirty(value, rng):
     return rng.choice(DIRT)(text, rng.choice(inside))
 
 
-def main(file):
+def write_sheet(file):
+    """The sheet as three typists left it."""
     rng = random.Random(42)
     asked = questions(rng)
     rows = asked + rng.sample(asked, REPEATED)
@@ -69,9 +75,23 @@ def main(file):
         sheet.append([number, dirty(question, rng), rng.choice(TYPISTS), dirty(answer, rng)])
     for column, width in zip("ABCDE", (8, 60, 10, 20, 10)):
         sheet.column_dimensions[column].width = width
-    file.parent.mkdir(parents=True, exist_ok=True)
     book.save(file)
 
 
+def write_exam(file):
+    """Questions of the course's exam that the lessons train nobody on."""
+    with tempfile.TemporaryDirectory() as folder:
+        exam = Path(folder) / "exam.jsonl"
+        convert(ROOT / "data" / "raw" / "exam.xlsx", exam, EXAM_SYSTEM, Layout("题目", "答案"))
+        _, held_out = split_by_group(read_samples(exam), seed=42)
+    write_samples(random.Random(42).sample(held_out, EXAM_QUESTIONS), file)
+
+
+def main(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sheet(folder / SHEET)
+    write_exam(folder / EXAM)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if sys.argv[1:] else FILE)
+    main(Path(sys.argv[1]) if sys.argv[1:] else FOLDER)
