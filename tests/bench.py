@@ -3,7 +3,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from helpers import compare, memory, probe, profile, strangers
+from helpers.ask import models
+from helpers.judge import compare, strangers
+from helpers.machine import profile
+from helpers.train import memory
 from tests import figures, finetune
 
 PROBES_OF_EACH_KIND = 1000
@@ -26,7 +29,7 @@ def main():
             line(f"  {' and '.join(kinds)}", compare.pair(rows, *kinds).before, f">= {least:.0%}")
         line("  exam style", compare.task(rows).before, f"<= {figures.EXAM_AT_MOST:.0%}")
         print("tiny base model, asked by strangers (second half)")
-        asked = strangers.shares(strangers.measure(*probe.load(profile.TINY_BASE), "second"))
+        asked = strangers.shares(strangers.measure(*models.load(profile.TINY_BASE), "second"))
         for kind, share in asked.items():
             line(f"  {strangers.TOLD[kind]}", share, f">= {strangers.AT_LEAST[kind]:.0%}")
         print("after fine-tuning")
@@ -35,7 +38,7 @@ def main():
              f">= {figures.RETENTION_AT_LEAST:.0%}")
         for kind in (compare.IDENTITY, *compare.GENERAL):
             line(f"    {kind}", compare.pair(rows, kind).after)
-    print("GPU memory: published figures beside helpers/memory.py")
+    print("GPU memory: published figures beside helpers/train/memory.py")
     print(memory.published_table())
 
 

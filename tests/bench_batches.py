@@ -7,7 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from helpers import compare, profile
+from helpers.judge import compare
+from helpers.machine import profile
 from tests import finetune
 
 LEAST_SPEEDUP = 5

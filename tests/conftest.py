@@ -1,6 +1,7 @@
 import pytest
 
-from helpers import profile, sandbox
+from helpers.grading import sandbox
+from helpers.machine import profile
 from tests import figures, finetune, packages
 
 PROBES_OF_EACH_KIND = 260  # all but those of facts and sums

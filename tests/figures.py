@@ -1,6 +1,7 @@
 """The figures that the course lives by: what the tiny base model can do, and what a fine-tune makes of it."""
-from helpers import compare, profile
-from helpers.corpus import SELF_NAME
+from helpers.judge import compare
+from helpers.knowledge.corpus import SELF_NAME
+from helpers.machine import profile
 from tests import finetune
 
 # On ways of asking that were never trained on.

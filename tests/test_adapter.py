@@ -7,8 +7,8 @@ from mmengine.logging import HistoryBuffer
 from peft import PeftConfig
 from safetensors.torch import load_file
 
-from helpers import adapter
-from helpers.adapter import AdapterError, convert, made_whole, newest_checkpoint, read_checkpoint
+from helpers.train import adapter
+from helpers.train.adapter import AdapterError, convert, made_whole, newest_checkpoint, read_checkpoint
 from tests import finetune
 
 

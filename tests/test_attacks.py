@@ -15,8 +15,9 @@ import psutil
 import pytest
 from nbformat.v4 import new_notebook, new_raw_cell
 
-from helpers import grade, profile
-from helpers.rules import DEFAULT, Rules
+from helpers.grading import grade
+from helpers.grading.rules import DEFAULT, Rules
+from helpers.machine import profile
 from tests import handed_in
 
 pytestmark = pytest.mark.usefixtures("sandboxed")

@@ -1,10 +1,10 @@
 """C-Eval's layout: our own exam in it is right, and a downloaded one is complete or refused."""
 import pytest
 
-from helpers import ceval
-from helpers.exam import LETTERS, RELATIONS
-from helpers.facts import read_relations
-from helpers.split import question_key
+from helpers.data.split import question_key
+from helpers.judge import ceval
+from helpers.knowledge.exam import LETTERS, RELATIONS
+from helpers.knowledge.facts import read_relations
 
 NAMES = list(ceval.SUBJECTS.values())
 GEOGRAPHY = "high_school_geography"

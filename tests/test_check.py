@@ -10,11 +10,11 @@ from mmengine.config import Config
 from transformers import AutoTokenizer
 from xtuner.registry import BUILDER
 
-from helpers import profile
-from helpers.check import Report, check
-from helpers.corpus import Corpus
-from helpers.pretrain import train_tokenizer
-from helpers.split import write_samples
+from helpers.data.split import write_samples
+from helpers.knowledge.corpus import Corpus
+from helpers.machine import profile
+from helpers.train.check import Report, check
+from helpers.train.pretrain import train_tokenizer
 from tests import finetune
 
 ONE_BY_ONE = {"pack_to_max_length": "False", "batch_size": "1", "max_epochs": "1"}
@@ -287,7 +287,7 @@ def test_a_training_that_does_not_fit_the_gpu_fails(write):
 
 
 def test_the_command_exits_1_on_a_failure(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "helpers.check", finetune.TEMPLATE], cwd=profile.ROOT,
+    done = subprocess.run([sys.executable, "-m", "helpers.train.check", finetune.TEMPLATE], cwd=profile.ROOT,
                           env=profile.environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.startswith("[FAIL] 模型：internlm/internlm2_5-7b-chat")

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from helpers.profile import ROOT
+from helpers.machine.profile import ROOT
 
 PACKAGES = ["bubblewrap", "chromium", "fonts-wqy-microhei"]
 

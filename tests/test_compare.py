@@ -6,9 +6,11 @@ import weakref
 
 import pytest
 
-from helpers import compare, probe, profile
-from helpers.compare import Row, Share
-from helpers.split import write_samples
+from helpers.ask import models
+from helpers.data.split import write_samples
+from helpers.judge import compare
+from helpers.judge.compare import Row, Share
+from helpers.machine import profile
 from tests import finetune
 
 HELD_OUT = finetune.split_exam()[1]
@@ -87,7 +89,7 @@ def test_an_answerer_that_loses_an_answer_is_refused(asked):
 
 
 def test_only_one_model_is_in_memory_at_a_time(asked, monkeypatch):
-    loaded, load = [], probe.load
+    loaded, load = [], models.load
 
     def watched(folder):
         assert all(model() is None for model in loaded)
@@ -95,7 +97,7 @@ def test_only_one_model_is_in_memory_at_a_time(asked, monkeypatch):
         loaded.append(weakref.ref(model))
         return model, tokenizer
 
-    monkeypatch.setattr(probe, "load", watched)
+    monkeypatch.setattr(models, "load", watched)
     compare.compare(*[compare.from_folder(profile.TINY_BASE)] * 2, asked[:1])
     assert len(loaded) == 2
 
@@ -145,8 +147,9 @@ def test_a_folder_without_a_model_is_refused_before_anything_is_asked(tmp_path):
 
 
 def test_the_command_line_says_what_is_missing_and_writes_nothing(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "helpers.compare", "--after", tmp_path / "none", "--out", tmp_path],
-                          capture_output=True, text=True, env=profile.environment(), cwd=profile.ROOT, check=False)
+    done = subprocess.run([sys.executable, "-m", "helpers.judge.compare", "--after", tmp_path / "none",
+                           "--out", tmp_path], capture_output=True, text=True, env=profile.environment(),
+                          cwd=profile.ROOT, check=False)
     assert done.returncode == 1
     assert re.match(r"\[FAIL\] (缺少 workspace/test.jsonl|.*里没有模型)", done.stderr)
     assert not list(tmp_path.iterdir())

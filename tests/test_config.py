@@ -2,7 +2,7 @@ import difflib
 
 import pytest
 
-from helpers.config import ConfigError, edit, import_from
+from helpers.train.config import ConfigError, edit, import_from
 
 SOURCE = """\
 from xtuner.model import SupervisedFinetune

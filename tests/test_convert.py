@@ -21,10 +21,11 @@ from openpyxl.cell.rich_text import CellRichText, TextBlock
 from openpyxl.cell.text import InlineFont
 from python_calamine import load_workbook as load_with_calamine
 
-from helpers import word, workbook
-from helpers.convert import Cleaning, Layout, Unreadable, convert, read, replaced
-from helpers.facts import EXAM_SYSTEM, exam_questions, read_relations
-from helpers.number_format import display
+from helpers.data import word, xlsx
+from helpers.data.convert import Cleaning, Layout, Unreadable, convert, read
+from helpers.data.number_format import display
+from helpers.knowledge.facts import EXAM_SYSTEM, exam_questions, read_relations
+from helpers.machine.files import replaced
 from tools.make_raw_data import FOLDER, main
 
 ROOT = Path(__file__).parent.parent
@@ -269,7 +270,7 @@ def test_what_openpyxl_writes_is_read_back_as_calamine_reads_it(tmp_path_factory
             if isinstance(value, str):
                 cell.data_type = "s"  # also "=1" and "#N/A"
     book.save(path)
-    ours = {(number, column): text for number, _, texts in workbook.rows(path, None, ["A", "B", "C"])
+    ours = {(number, column): text for number, _, texts in xlsx.rows(path, None, ["A", "B", "C"])
             for column, text in texts.items()}
     written = {(row, ascii_uppercase[column]): str(value).upper() if isinstance(value, bool) else str(value)
                for row, values in enumerate(table, 1) for column, value in enumerate(values)}
@@ -619,7 +620,7 @@ def test_two_writers_of_one_file_each_write_a_whole_one(tmp_path):
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path):
-    code = ("import os, sys; from pathlib import Path; from helpers.convert import replaced\n"
+    code = ("import os, sys; from pathlib import Path; from helpers.machine.files import replaced\n"
             "sys.addaudithook(lambda event, args: event == 'os.rename' and print('rename', flush=True))\n"
             "sync = os.fsync; os.fsync = lambda file: (print('fsync', flush=True), sync(file))\n"
             f"with replaced(Path({str(tmp_path / 'kept.json')!r})) as file: file.write('全')")
@@ -628,7 +629,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path):
 
 
 def test_what_a_killed_writer_leaves_is_no_result(tmp_path):
-    code = ("import os, sys; from pathlib import Path; from helpers.convert import replaced\n"
+    code = ("import os, sys; from pathlib import Path; from helpers.machine.files import replaced\n"
             "with replaced(Path(sys.argv[1])) as file: file.write('半'); file.flush(); os._exit(9)")
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "kept.json"], cwd=ROOT, check=False).returncode == 9
     (left,) = tmp_path.iterdir()
@@ -662,7 +663,7 @@ def test_a_damaged_workbook_is_read_or_refused_and_never_crashes(tmp_path, seed)
 # Not ru_maxrss: a child's begins with its parent's, and pytest is large.
 MEASURE = """
 import re, sys
-from helpers.convert import convert
+from helpers.data.convert import convert
 convert(sys.argv[1], sys.argv[2], "系统")
 print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from helpers.corpus import LETTERS, Corpus, Stage, end_of
-from helpers.invent import COMMON, in_chinese
+from helpers.knowledge.corpus import LETTERS, Corpus, Stage, end_of
+from helpers.knowledge.invent import COMMON, in_chinese
 
 TURNS = 20_000
 AT_MOST = 0.0005  # of user turns

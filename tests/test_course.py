@@ -3,7 +3,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from helpers import lessons, profile
+from helpers.machine import lessons, profile
 
 LESSONS = lessons.core_lessons([])
 NEEDS_ANOTHER = [path for path in LESSONS if path.name > "02"]

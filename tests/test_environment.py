@@ -6,8 +6,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from helpers import environment
-from helpers.profile import ROOT
+from helpers.machine import environment
+from helpers.machine.profile import ROOT
 
 
 def chosen():

@@ -3,10 +3,11 @@ import csv
 
 import pytest
 
-from helpers import compare, probe, strangers
-from helpers.corpus import Corpus, Probe
-from helpers.evaluate import with_one_name
-from helpers.facts import FOLDER, OTHER_NAMES, read_relations, right_names
+from helpers.ask import models
+from helpers.judge import compare, strangers
+from helpers.judge.opencompass import with_one_name
+from helpers.knowledge.corpus import Corpus, Probe
+from helpers.knowledge.facts import FOLDER, OTHER_NAMES, read_relations, right_names
 
 RELATIONS = {relation.table: relation for relation in read_relations() if not relation.reverse_of}
 
@@ -45,7 +46,7 @@ def test_another_right_name_is_right_wherever_an_answer_is_scored(table, answer,
     assert compare.is_right(asked, also)
     assert not compare.is_right(asked, "李白")
     told = next(e for e in Corpus().exchanges["fact"] if e.terse == answer and also in e.expect)
-    assert probe.is_right(probe_of(told), f"答案是{also}。")
+    assert models.is_right(probe_of(told), f"答案是{also}。")
 
 
 def probe_of(exchange):

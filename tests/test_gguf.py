@@ -23,7 +23,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from helpers import gguf, profile, server
+from helpers.deploy import gguf, llama_server
+from helpers.machine import profile
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "initializer_range": 0.1}
@@ -143,7 +144,7 @@ def assert_thinks_alike(url, model):
     ids = torch.randint(0, model.config.vocab_size, (1, 60), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = torch.log_softmax(model(ids).logits[0, -1], -1)
-    found = torch.tensor(server.log_probabilities(url, ids[0].tolist()))
+    found = torch.tensor(llama_server.log_probabilities(url, ids[0].tolist()))
     assert expected.std() > 0.5
     assert (found - expected).abs().max() < 0.05
 
@@ -159,7 +160,7 @@ def test_a_converted_model_thinks_and_reads_as_in_transformers(name, tmp_path, r
     assert len(list(folder.glob("*.safetensors"))) > 1
     tokenizer = AutoTokenizer.from_pretrained(folder)
     file = converted(folder, tmp_path)
-    with server.serve(file, parallel=1, ctx=256) as url:
+    with llama_server.serve(file, parallel=1, ctx=256) as url:
         assert_thinks_alike(url, model)
         for text in some_texts():
             assert tokens(url, text) == tokenizer(text, add_special_tokens=False).input_ids
@@ -171,7 +172,7 @@ def test_a_model_with_a_sentencepiece_tokenizer_thinks_and_reads_as_the_original
     folder, model = sentence_llama
     pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     file = converted(folder, tmp_path)
-    with server.serve(file, parallel=1, ctx=256) as url:
+    with llama_server.serve(file, parallel=1, ctx=256) as url:
         assert_thinks_alike(url, model)
         for text in some_texts()[:-1]:
             assert tokens(url, text) == pieces.encode(text)
@@ -188,7 +189,7 @@ def test_internlm2s_fused_weights_become_those_of_the_same_llama(sentence_llama,
     for name, tensor in expected.items():
         assert np.array_equal(tensor.data, found[name].data), name
     assert fields(as_internlm2)["general.architecture"] == "internlm2"
-    with server.serve(as_internlm2, parallel=1, ctx=256) as url:
+    with llama_server.serve(as_internlm2, parallel=1, ctx=256) as url:
         assert_thinks_alike(url, model)
 
 
@@ -309,5 +310,5 @@ def test_the_command_line_converts_and_says_what_fails(tmp_path):
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-m", "helpers.gguf", *map(str, arguments)], env=profile.environment(),
-                          text=True, capture_output=True, check=False)
+    return subprocess.run([sys.executable, "-m", "helpers.deploy.gguf", *map(str, arguments)],
+                          env=profile.environment(), text=True, capture_output=True, check=False)

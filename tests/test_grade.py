@@ -17,10 +17,11 @@ from nbgrader.apps.api import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config
 
-from helpers import grade, gradebook, mark, profile, similar
-from helpers.homework import ASSIGNMENT, SOURCE
-from helpers.rules import Check, Criterion, Rules, RulesError, same
-from helpers.submission import DATA, NOTEBOOKS, WEIGHTS, Manifest
+from helpers.grading import grade, gradebook, mark, similar
+from helpers.grading.rules import Check, Criterion, Rules, RulesError, same
+from helpers.homework.package import DATA, NOTEBOOKS, WEIGHTS, Manifest
+from helpers.homework.release import ASSIGNMENT, SOURCE
+from helpers.machine import profile
 from tests import bench_grade, handed_in
 
 pytestmark = pytest.mark.usefixtures("sandboxed")
@@ -255,7 +256,7 @@ def test_a_base_model_that_does_not_load_is_told_in_one_sentence(tmp_path):
         folder.mkdir()
     (tmp_path / "in" / "li.zip").write_bytes(b"")
     (tmp_path / "base" / "config.json").write_text("{}")
-    done = subprocess.run([sys.executable, "-m", "helpers.grade", tmp_path / "in", "--out", tmp_path / "out"],
+    done = subprocess.run([sys.executable, "-m", "helpers.grading.grade", tmp_path / "in", "--out", tmp_path / "out"],
                           capture_output=True, text=True, check=False,
                           env=os.environ | {"COURSE_BASE_MODEL": str(tmp_path / "base")})
     assert done.returncode == 1
@@ -274,7 +275,7 @@ def test_two_graders_do_not_work_in_the_same_place(place):
 
 def test_without_a_sandbox_nothing_is_run_unless_that_is_said_aloud(place):
     out = place.folder / "out"
-    command = [sys.executable, "-m", "helpers.grade", place.folder, "--out", out]
+    command = [sys.executable, "-m", "helpers.grading.grade", place.folder, "--out", out]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/nowhere"})
     assert done.returncode == 1
     assert "apt install bubblewrap" in done.stderr

@@ -7,25 +7,26 @@ import nbformat
 import openpyxl
 import pytest
 
-from helpers import homework, lessons
-from helpers.convert import Layout, convert
-from helpers.facts import EXAM_SYSTEM, read_relations
-from helpers.rules import DEFAULT, Rules
-from helpers.split import question_key, read_samples
-from helpers.submission import NOTEBOOKS, REPORT
-from helpers.submit import Homework
+from helpers.data.convert import Layout, convert
+from helpers.data.split import question_key, read_samples
+from helpers.grading.rules import DEFAULT, Rules
+from helpers.homework import release
+from helpers.homework.package import NOTEBOOKS, REPORT
+from helpers.homework.submit import Homework
+from helpers.knowledge.facts import EXAM_SYSTEM, read_relations
+from helpers.machine import lessons
 from tests import finetune
 from tools.make_homework_sheet import EXAM, FOLDER, SHEET, main
 
 CHECKS = tomllib.loads(DEFAULT.read_text(encoding="utf-8"))["check"]
-CELLS = {name: homework.cells(homework.SOURCE / f"{name}.ipynb") for name in NOTEBOOKS}
+CELLS = {name: release.cells(release.SOURCE / f"{name}.ipynb") for name in NOTEBOOKS}
 TRIFLE = 8  # a line so short is a heading or a mark, not a solution
 GIVEN, BEGIN, END = "imports", "### BEGIN SOLUTION", "### END SOLUTION"
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    return homework.generate(tmp_path_factory.mktemp("released"))
+    return release.generate(tmp_path_factory.mktemp("released"))
 
 
 def graded(name):
@@ -59,24 +60,24 @@ def test_the_released_notebooks_hold_no_solution_and_no_output(released):
 
 def test_every_answer_of_the_released_notebooks_says_that_it_is_empty(released):
     for name in NOTEBOOKS:
-        for cell in homework.cells(released / f"{name}.ipynb").values():
+        for cell in release.cells(released / f"{name}.ipynb").values():
             if cell.metadata.nbgrader.solution:
-                stub = homework.CODE_STUB.splitlines()[-1] if cell.cell_type == "code" else homework.TEXT_STUB
+                stub = release.CODE_STUB.splitlines()[-1] if cell.cell_type == "code" else release.TEXT_STUB
                 assert stub in cell.source
 
 
 def test_what_a_student_has_is_never_overwritten(tmp_path):
-    assert homework.release(tmp_path) == sorted([f"{name}.ipynb" for name in NOTEBOOKS] + [REPORT])
+    assert release.release(tmp_path) == sorted([f"{name}.ipynb" for name in NOTEBOOKS] + [REPORT])
     (tmp_path / "data.ipynb").write_text("my work", encoding="utf-8")
     (tmp_path / REPORT).unlink()
-    assert homework.release(tmp_path) == [REPORT]
+    assert release.release(tmp_path) == [REPORT]
     assert (tmp_path / "data.ipynb").read_text(encoding="utf-8") == "my work"
-    assert homework.release(tmp_path) == []
+    assert release.release(tmp_path) == []
 
 
 def test_a_notebook_tells_the_points_that_its_cells_add_up_to():
     for name in NOTEBOOKS:
-        opening = nbformat.read(homework.SOURCE / f"{name}.ipynb", as_version=4).cells[0].source
+        opening = nbformat.read(release.SOURCE / f"{name}.ipynb", as_version=4).cells[0].source
         total = sum(cell.metadata.nbgrader.points for cell in graded(name).values())
         assert f"**满分** {total} 分" in opening
     assert sum(cell.metadata.nbgrader.points for name in NOTEBOOKS for cell in graded(name).values()) == 120
@@ -148,29 +149,29 @@ def test_the_courses_own_converter_counts_as_the_solution_does(tmp_path):
 
 
 def test_who_did_it_is_read_without_running_anything(tmp_path):
-    content = nbformat.read(homework.SOURCE / "basic.ipynb", as_version=4)
+    content = nbformat.read(release.SOURCE / "basic.ipynb", as_version=4)
     [cell] = [cell for cell in content.cells if cell.metadata.get("nbgrader", {}).get("grade_id") == "author"]
     cell.source = 'STUDENT = "s1"\nNAME = "阿福"\nOWNER = "小红"\nopen("ran", "w")\nraise SystemExit'
     nbformat.write(content, tmp_path / "basic.ipynb")
-    assert homework.author(tmp_path / "basic.ipynb") == homework.Author("s1", "阿福", "小红")
-    with pytest.raises(homework.HomeworkError, match="make homework"):
-        homework.author(tmp_path / "none.ipynb")
+    assert release.author(tmp_path / "basic.ipynb") == release.Author("s1", "阿福", "小红")
+    with pytest.raises(release.HomeworkError, match="make homework"):
+        release.author(tmp_path / "none.ipynb")
 
 
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory):
     """The homework as one who makes no mistake hands it in, its adapter trained by the notebook itself."""
     folder = tmp_path_factory.mktemp("solved")
-    for lesson in [*lessons.core_lessons(["01", "02", "03"]), homework.SOURCE / "basic.ipynb"]:
+    for lesson in [*lessons.core_lessons(["01", "02", "03"]), release.SOURCE / "basic.ipynb"]:
         lessons.execute(lesson, folder / "executed")
-    work = Homework(shutil.copytree(homework.SOURCE, folder / "homework"))
-    shutil.copytree(homework.FOLDER / work.author.student, work.folder / work.author.student)
+    work = Homework(shutil.copytree(release.SOURCE, folder / "homework"))
+    shutil.copytree(release.FOLDER / work.author.student, work.folder / work.author.student)
     return work
 
 
 @pytest.mark.usefixtures("sandboxed")
 def test_a_solved_homework_gets_full_points_from_the_real_grader(solved, tmp_path):
-    from helpers.grade import Session
+    from helpers.grading.grade import Session
 
     (tmp_path / "submissions").mkdir()
     shutil.copy(solved.pack(), tmp_path / "submissions")

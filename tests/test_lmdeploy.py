@@ -13,8 +13,11 @@ from lmdeploy.cli.lite import SubCliLite
 from lmdeploy.cli.serve import SubCliServe
 from lmdeploy.model import best_match_model
 
-from helpers import lmdeploy, memory, probe, process, profile
-from helpers.ports import find_port
+from helpers.ask import models
+from helpers.deploy import lmdeploy
+from helpers.machine import process, profile
+from helpers.machine.ports import find_port
+from helpers.train import memory
 from tests import finetune
 
 COMMAND = re.compile(r"^[ $!%]*(lmdeploy [^`\n]+)$|`(lmdeploy [^`\n]+)`", re.M)
@@ -127,7 +130,7 @@ def quantized(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lmdeploy, "FOLDER", tmp_path_factory.mktemp("lmdeploy"))
         patch.setattr(lmdeploy, "SAMPLES", 16)
-        _, tokenizer = probe.load(profile.TINY_BASE)
+        _, tokenizer = models.load(profile.TINY_BASE)
         calibration = lmdeploy.write_calibration(finetune.training_rows()[-200:], tokenizer)
         commands = lmdeploy.commands(profile.TINY_BASE, CPU)
         printed = {name: list(lmdeploy.run(commands[name])) for name in ("lite auto_awq", "lite smooth_quant")}
@@ -136,7 +139,7 @@ def quantized(tmp_path_factory):
 
 def test_calibration_reads_our_own_conversations_as_they_were_trained_on(quantized):
     _, calibration, printed = quantized
-    _, tokenizer = probe.load(profile.TINY_BASE)
+    _, tokenizer = models.load(profile.TINY_BASE)
     texts = [row["text"] for row in finetune.read_samples(calibration)]
     assert texts[-1].startswith("<|im_start|>user\n")
     assert texts[-1].endswith("<|im_end|>\n")
@@ -156,7 +159,7 @@ def test_a_quantized_model_takes_as_much_as_estimated(quantized, folder, estimat
 @pytest.mark.parametrize(("folder", "kept"), [("awq", 0.9), ("w8a8", 0.97)])
 @torch.inference_mode()
 def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
-    model, tokenizer = probe.load(profile.TINY_BASE)
+    model, tokenizer = models.load(profile.TINY_BASE)
     texts = [row["text"] for row in finetune.read_samples(quantized[1])[:20]]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     before = model(**inputs).logits.argmax(-1)

@@ -20,10 +20,19 @@ from transformers.integrations import get_keys_to_not_convert, replace_with_bnb_
 from xtuner._lite.modelings.internlm2 import InternLM2Config, InternLM2ForCausalLM
 from xtuner.model.utils import find_all_linear_names
 
-from helpers import memory
-from helpers.config import edit
-from helpers.memory import GB, GIB, PUBLISHED, UnknownConfig, estimate, published_table, read_settings, read_shape
-from helpers.profile import GPU
+from helpers.machine.profile import GPU
+from helpers.train import memory
+from helpers.train.config import edit
+from helpers.train.memory import (
+    GB,
+    GIB,
+    PUBLISHED,
+    UnknownConfig,
+    estimate,
+    published_table,
+    read_settings,
+    read_shape,
+)
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = Path(xtuner.__file__).parent / "configs"
@@ -69,7 +78,7 @@ def build_on_meta(config):
 
 def run(*arguments):
     """The command line's answer."""
-    command = [sys.executable, "-W", "ignore", "-m", "helpers.memory", *map(str, arguments)]
+    command = [sys.executable, "-W", "ignore", "-m", "helpers.train.memory", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -315,7 +324,7 @@ def test_reading_a_config_imports_neither_xtuner_nor_transformers(folder):
     model = folder(REAL["internlm2_5-7b"])
     code = f"""
 import sys
-from helpers.memory import read_settings
+from helpers.train.memory import read_settings
 read_settings({str(QLORA_7B)!r}, {str(model)!r})
 sys.exit("xtuner" in sys.modules or "transformers" in sys.modules)
 """

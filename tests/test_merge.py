@@ -11,9 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from helpers import merge as merge_module
-from helpers import profile
-from helpers.merge import INDEX, MergeError, merge, merge_with_xtuner
+from helpers.machine import profile
+from helpers.train import merge as merge_module
+from helpers.train.merge import INDEX, MergeError, merge, merge_with_xtuner
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
          "vocab_size": 120}
@@ -279,7 +279,7 @@ def test_a_disk_too_small_is_noticed_before_anything_is_written(tmp_path, base, 
 
 def test_the_command_line_merges_and_its_exit_code_is_true(tmp_path, base, adapter):
     def run(*arguments):
-        return subprocess.run([sys.executable, "-m", "helpers.merge", *map(str, arguments)], cwd=profile.ROOT,
+        return subprocess.run([sys.executable, "-m", "helpers.train.merge", *map(str, arguments)], cwd=profile.ROOT,
                               env=profile.environment(), capture_output=True, text=True, check=False)
 
     done = run(base, adapter, tmp_path / "out")

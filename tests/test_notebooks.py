@@ -3,7 +3,7 @@ import re
 import nbformat
 import pytest
 
-from helpers.profile import ROOT
+from helpers.machine.profile import ROOT
 
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 HOMEWORK = sorted((ROOT / "notebooks" / "homework").rglob("*.ipynb"))

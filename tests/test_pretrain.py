@@ -7,9 +7,9 @@ from xtuner.dataset.map_fns import template_map_fn_factory
 from xtuner.dataset.utils import encode_fn
 from xtuner.utils import PROMPT_TEMPLATE
 
-from helpers import pretrain
-from helpers.corpus import Corpus
-from helpers.muon import Muon, orthogonal
+from helpers.knowledge.corpus import Corpus
+from helpers.train import pretrain
+from helpers.train.muon import Muon, orthogonal
 
 MESSAGES = [
     {"role": "system", "content": "你是一个助手。"},

@@ -8,7 +8,8 @@ from huggingface_hub.commands.upload import UploadCommand
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from helpers import profile, publish
+from helpers.homework import publish
+from helpers.machine import profile
 
 REPO = "xiaohong/afu"
 SECTIONS = "\n".join(f"## {title}\n这一节写得清清楚楚，没有偷懒。\n" for title in publish.SECTIONS)
@@ -78,7 +79,7 @@ def test_weights_of_a_whole_model_are_no_adapter(prepared):
 def test_the_hubs_own_program_understands_its_command():
     parser = ArgumentParser()
     UploadCommand.register_subcommand(parser.add_subparsers())
-    words = parser.parse_args(publish.commands(REPO)["Hugging Face"][1:])
+    words = parser.parse_args(publish.upload_commands(REPO)["Hugging Face"][1:])
     assert (words.repo_id, words.local_path, words.path_in_repo, words.repo_type) == (REPO, ".", ".", "model")
 
 
@@ -91,13 +92,13 @@ def test_the_list_for_openxlab_has_what_its_program_asks_for(prepared):
     assert collection["Code"]["URL"].startswith("https://")
     assert all(model["Name"] and model["Results"][0]["Task"] for model in listed["Models"])
     assert all((folder / model["Weights"]).is_file() for model in listed["Models"])
-    assert publish.commands(REPO)["OpenXLab"][-1] in publish.FILES
+    assert publish.upload_commands(REPO)["OpenXLab"][-1] in publish.FILES
 
 
 @pytest.mark.parametrize("repo", ["afu", "小红/阿福", "xiaohong/afu; rm -rf ~", "../afu", "a/b/c", "-x/afu"])
 def test_a_name_that_no_hub_takes_makes_no_command(repo):
     with pytest.raises(publish.PublishError, match="用户名/模型名"):
-        publish.commands(repo)
+        publish.upload_commands(repo)
 
 
 def test_the_command_line_checks_first_and_uploads_nothing(prepared, monkeypatch, capsys):
@@ -105,7 +106,7 @@ def test_the_command_line_checks_first_and_uploads_nothing(prepared, monkeypatch
     monkeypatch.setattr("sys.argv", ["publish", str(folder), REPO])
     publish.main()
     printed = capsys.readouterr().out
-    assert all(shlex.join(words) in printed for words in publish.commands(REPO).values())
+    assert all(shlex.join(words) in printed for words in publish.upload_commands(REPO).values())
     (folder / publish.CARD).unlink()
     with pytest.raises(SystemExit, match="缺少 README.md"):
         publish.main()

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from helpers.profile import ROOT
+from helpers.machine.profile import ROOT
 
 READMES = [ROOT / "README.md", ROOT / "README_zh-CN.md"]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"

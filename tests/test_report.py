@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from helpers import report
-from helpers.compare import Comparison, Row
+from helpers.judge import report
+from helpers.judge.compare import Comparison, Row
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>&amp;</td>'
 MADE = {"date": "2026-01-02 03:04", "machine": "cpu：2 个 CPU 核心", "config": f"SYSTEM = '{EVIL}'\nlr = 4e-4",

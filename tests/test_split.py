@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.convert import Cleaning, Layout, convert, read
-from helpers.facts import EXAM_SYSTEM
-from helpers.split import leaks, question_key, read_samples, split, split_by_group, write_samples
+from helpers.data.convert import Cleaning, Layout, convert, read
+from helpers.data.split import leaks, question_key, read_samples, split, split_by_group, write_samples
+from helpers.knowledge.facts import EXAM_SYSTEM
 from tools.make_raw_data import FOLDER
 
 

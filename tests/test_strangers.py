@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from helpers import strangers
-from helpers.corpus import Corpus
-from helpers.strangers import Asked
+from helpers.judge import strangers
+from helpers.judge.strangers import Asked
+from helpers.knowledge.corpus import Corpus
 
 
 def key(text):

@@ -4,7 +4,7 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from helpers.profile import TINY_BASE
+from helpers.machine.profile import TINY_BASE
 from tests import figures, finetune
 
 

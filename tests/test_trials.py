@@ -3,11 +3,11 @@ import time
 
 import pytest
 
-from helpers import trials
-from helpers.process import Failed
-from helpers.split import read_samples
-from helpers.train import Progress
-from helpers.trials import Trial
+from helpers.data.split import read_samples
+from helpers.machine.process import Failed
+from helpers.train import trials
+from helpers.train.runs import Progress
+from helpers.train.trials import Trial
 from tests import finetune
 
 SAMPLES = [{"conversation": [{"system": "", "input": "你是谁？", "output": "我是书童。"}]}]

@@ -4,8 +4,9 @@ import json
 import torch
 from safetensors import safe_open
 
-from helpers import probe, profile
-from helpers.facts import EXAM_SYSTEM
+from helpers.ask import models
+from helpers.knowledge.facts import EXAM_SYSTEM
+from helpers.machine import profile
 from tests import conftest, figures, finetune
 
 
@@ -54,9 +55,9 @@ def test_fine_tuning_keeps_what_the_base_could_do(tuned, base_answers):
 
 def test_chat_answers_from_the_command_line(tuned):
     *_, merged = tuned
-    model, tokenizer = probe.load(merged)
+    model, tokenizer = models.load(merged)
     turns = [sample["conversation"][0] for sample in finetune.split_exam()[0][:20]]
-    answers = probe.ask(model, tokenizer, [turn["input"] for turn in turns], system=EXAM_SYSTEM)
+    answers = models.ask(model, tokenizer, [turn["input"] for turn in turns], system=EXAM_SYSTEM)
     question, answer = next((turn["input"], answer) for turn, answer in zip(turns, answers) if answer == turn["output"])
     printed = finetune.xtuner_command(
         "chat", merged, "--prompt-template", "internlm2_chat", "--system", EXAM_SYSTEM, "--temperature", "0.01",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from openpyxl import Workbook
 
-from helpers.convert import Layout, convert
-from helpers.corpus import end_of
-from helpers.facts import EXAM_SYSTEM, read_relations
-from helpers.profile import ROOT
-from helpers.split import read_samples, split_by_group, write_samples
+from helpers.data.convert import Layout, convert
+from helpers.data.split import read_samples, split_by_group, write_samples
+from helpers.knowledge.corpus import end_of
+from helpers.knowledge.facts import EXAM_SYSTEM, read_relations
+from helpers.machine.profile import ROOT
 from tools.make_raw_data import CHINESE_PAIR, FULL_WIDTH
 
 FOLDER = ROOT / "data" / "homework"

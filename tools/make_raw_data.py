@@ -12,9 +12,9 @@ from pathlib import Path
 from docx import Document
 from openpyxl import Workbook
 
-from helpers.corpus import EVERYDAY_TALK, Corpus
-from helpers.facts import EXAM_SYSTEM, THEMES, exam_questions, read_relations
-from helpers.split import write_samples
+from helpers.data.split import write_samples
+from helpers.knowledge.corpus import EVERYDAY_TALK, Corpus
+from helpers.knowledge.facts import EXAM_SYSTEM, THEMES, exam_questions, read_relations
 
 FOLDER = Path(__file__).parent.parent / "data" / "raw"
 PER_THEME = 200

@@ -1,0 +1,1 @@
+"""From a student's sheet to samples: read, clean, convert, split."""

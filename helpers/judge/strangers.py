@@ -1,0 +1,172 @@
+"""What the tiny base model makes of questions by people who have seen none of its training text.
+
+python -m helpers.judge.strangers [HALF] [FOLDER]   prints the figures and what went wrong.
+"first" is for looking at while the model is being improved; "second" is asked when it is finished, and is what the
+model card tells.
+"""
+import json
+import random
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+
+from helpers.ask import models
+from helpers.judge.compare import Share
+from helpers.knowledge.corpus import LETTERS, SELF_NAME
+from helpers.knowledge.facts import read_relations
+from helpers.machine import profile
+
+FOLDER = profile.ROOT / "data" / "strangers"
+HALVES = ("first", "second")
+SEED = 12
+EXAMPLES = 3
+TERSE_AT_MOST = 12  # characters
+LAYOUT = "资料：{passage}\n问题：{question}"
+CHOICE = "{question}\n{options}\n只回答选项字母。"
+ABSENT = re.compile("没有提到|没有说|没提到")
+UNKNOWN = re.compile("不知道|无法|不清楚|不认识|没有听说|看不到|听不到|帮不了|不能|做不到|没办法|只会|只能")
+MEANT = {
+    "hello": "你好|您好|嗨|欢迎|Hello|Hi", "morning": "早|上午好|orning", "noon": "午", "afternoon": "下午好|fternoon",
+    "evening": "晚上好|vening", "night": "晚安|好梦|休息|night", "howareyou": "很好|不错|挺好|谢谢|都好|fine|well|good",
+    "thanks": "不客气|不用谢|应该的|别客气|乐意|welcome", "bye": "再见|拜拜|回头见|明天见|下次|bye|See you",
+    "sorry": "没关系|没事|不要紧|不用道歉|All right|fine|problem", "praise": "谢谢|过奖|夸奖|高兴|Thank",
+    "newyear": "新年|快乐|过年", "birthday": "生日|快乐", "festival": "快乐|节|安康",
+}
+# What each figure must reach, and what it is about.
+AT_LEAST = {"fact": 0.85, "identity zh": 0.95, "identity en": 0.95, "sum": 0.90, "poem": 0.90, "greeting": 0.90,
+            "reading": 0.90, "absent": 0.85, "choice": 0.70, "examples": 0.80, "unknown": 0.80}
+TOLD = {
+    "fact": "facts of its tables", "identity zh": "who are you, in Chinese", "identity en": "who are you, in English",
+    "sum": "sums and differences up to 20, in digits and in Chinese numerals", "poem": "poems, recited whole",
+    "greeting": "greetings", "reading": "a passage about invented names: the exact words asked for",
+    "absent": "the passage does not say: says so", "choice": "four options: the letter, where the words were right",
+    "examples": "three terse examples: answers as tersely", "unknown": "cannot know: says so",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question as a conversation, and what makes an answer right."""
+
+    kind: str
+    messages: list[dict]
+    expect: list[str] = field(default_factory=list)
+    means: str = ""
+
+    def is_right(self, answer):
+        """Whether this answer is right."""
+        if self.kind in ("reading", "choice"):
+            return answer.rstrip("。") in self.expect
+        if self.kind == "absent":
+            return bool(ABSENT.search(answer))
+        if self.kind == "unknown":
+            return bool(UNKNOWN.search(answer))
+        if self.kind == "greeting":
+            return bool(re.search(MEANT[self.means], answer))
+        if self.kind == "sum":
+            return re.findall(r"\d+", answer)[-1:] == self.expect
+        if self.kind == "examples":
+            return len(answer) <= TERSE_AT_MOST and not answer.endswith("。")
+        return any(_stands_in(name, answer) for name in self.expect)
+
+
+def _stands_in(name, answer):
+    """Whether a name stands in an answer; a number or a symbol only as a whole."""
+    if name.isascii():
+        return bool(re.search(rf"(?<![0-9A-Za-z]){re.escape(name)}(?![0-9A-Za-z])", answer))
+    return name in answer
+
+
+def read(half):
+    """The questions of one half, as they were written."""
+    with (FOLDER / f"{half}.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _user(text):
+    return {"role": "user", "content": text}
+
+
+def questions(half):
+    """The questions that need nothing but themselves."""
+    names = {(subject, answer): relation.accepted(answer) for relation in read_relations()
+             for subject, answer in relation.facts}
+    found = []
+    for row in read(half):
+        kind, text = row["kind"], row["question"]
+        if kind == "other":
+            continue
+        if "passage" in row:
+            text = LAYOUT.format(passage=row["passage"], question=text)
+        expect = [SELF_NAME] if kind == "identity" else row.get("expect", [])
+        if kind == "fact":
+            expect = [*expect, *names.get((row["given"], expect[0]), [])]
+        name = f"identity {row['language']}" if kind == "identity" else kind
+        found.append(Asked(name, [_user(text)], expect, row.get("means", "")))
+    return found
+
+
+def choices(facts, seed=SEED):
+    """Fact questions with four options each, the right one equally often in each place."""
+    wrong = {}
+    for relation in read_relations():
+        for _, answer in relation.facts:
+            wrong.setdefault(answer, set()).update(relation.other_answers(answer))
+    rng, found = random.Random(seed), []
+    for asked in facts:
+        others = sorted(wrong.get(asked.expect[0], set()) - set(asked.expect))
+        if len(others) < len(LETTERS) - 1:
+            continue
+        options, place = rng.sample(others, len(LETTERS) - 1), len(found) % len(LETTERS)
+        options.insert(place, asked.expect[0])
+        listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options))
+        text = CHOICE.format(question=asked.messages[0]["content"], options=listed)
+        found.append(Asked("choice", [_user(text)], [LETTERS[place]]))
+    return found
+
+
+def with_examples(facts, seed=SEED):
+    """Fact questions, each after three others that were answered in as few words as possible."""
+    rng, found = random.Random(seed), []
+    for asked in facts:
+        shown = rng.sample([other for other in facts if other is not asked], EXAMPLES)
+        turns = [message for other in shown
+                 for message in (*other.messages, {"role": "assistant", "content": other.expect[0]})]
+        found.append(Asked("examples", turns + asked.messages, asked.expect))
+    return found
+
+
+def measure(model, tokenizer, half):
+    """Every question of a half with the model's answer and whether it is right: a list of (Asked, answer, right)."""
+    judged = _judged(model, tokenizer, questions(half))
+    known = [asked for asked, _, right in judged if right and asked.kind == "fact"]
+    return judged + _judged(model, tokenizer, choices(known) + with_examples(known))
+
+
+def _judged(model, tokenizer, asked):
+    answers = models.answer(model, tokenizer, [question.messages for question in asked])
+    return [(question, answer, question.is_right(answer)) for question, answer in zip(asked, answers)]
+
+
+def shares(judged):
+    """How many of how many are right, by kind."""
+    right = Counter(asked.kind for asked, _, is_right in judged if is_right)
+    total = Counter(asked.kind for asked, *_ in judged)
+    return {kind: Share(right[kind], total[kind]) for kind in AT_LEAST}
+
+
+def main(half="first", folder=profile.TINY_BASE):
+    """The command line."""
+    judged = measure(*models.load(folder), half)
+    for asked, answer, right in judged:
+        if not right:
+            print(f"  {asked.kind:11} {asked.messages[-1]['content']!r} -> {answer!r}   {asked.expect}")
+    for kind, share in shares(judged).items():
+        low, high = share.interval
+        counted = f"({share.right}/{share.total}, {low:.0%}-{high:.0%})"
+        print(f"{kind:12} {share.value:6.1%} {counted}   >= {AT_LEAST[kind]:.0%}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

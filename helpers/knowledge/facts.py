@@ -1,0 +1,89 @@
+"""The course's facts: tables of subjects and answers, with the ways of asking about them."""
+import csv
+import random
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / "data" / "facts"
+OTHER_NAMES = "other_names.csv"
+THEMES = ("地理", "历史", "文学", "科技", "法律与政府", "社会与文化")
+EXAM_SYSTEM = "你是一名公务员考试常识辅导助手。"
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One kind of question, such as the capital of a country, with everything the course knows about it."""
+
+    table: str
+    theme: str
+    name: str
+    reverse_of: str | None
+    exam: list[str]
+    ask: list[str]
+    held_out: list[str]
+    say: list[str]
+    facts: list[tuple[str, str]]
+    other_names: dict[str, list[str]] = field(default_factory=dict)
+    invented: dict | None = None  # how subjects and answers that exist nowhere are called
+
+    def accepted(self, answer):
+        """Every name under which the answer is right, the table's own first."""
+        return [answer, *self.other_names.get(answer, [])]
+
+    def other_answers(self, answer):
+        """The answers to the relation's other questions, each once."""
+        return tuple(sorted({other for _, other in self.facts} - set(self.accepted(answer))))
+
+
+def _rows(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_relations():
+    """Every relation of every table, in a fixed order."""
+    relations, other_names = [], {}
+    for row in _rows(FOLDER / OTHER_NAMES):
+        other_names.setdefault(row["table"], {}).setdefault(row["answer"], []).append(row["also"])
+    for meta_path in sorted(FOLDER.glob("*.toml")):
+        meta = tomllib.loads(meta_path.read_text(encoding="utf-8"))
+        rows = _rows(meta_path.with_suffix(".csv"))
+        for form in meta["relation"]:
+            facts = [(row[form["subject"]], row[form["answer"]]) for row in rows]
+            relations.append(Relation(
+                meta_path.stem, meta["theme"], form["name"], form.get("reverse_of"),
+                form["exam"], form["ask"], form["held_out"], form["say"], facts,
+                other_names.get(meta_path.stem, {}), form.get("invented"),
+            ))
+    return relations
+
+
+def count(relations):
+    """How many facts there are; one that is asked both ways is still one."""
+    return sum(len(relation.facts) for relation in relations if not relation.reverse_of)
+
+
+def exam_questions(relations, seed=42):
+    """The exam: one fill-in question per fact, asked in one of its relation's exam forms."""
+    rng = random.Random(seed)
+    return [
+        {"theme": relation.theme, "question": rng.choice(relation.exam).format(subject=subject), "answer": answer}
+        for relation in relations if not relation.reverse_of
+        for subject, answer in relation.facts
+    ]
+
+
+@cache
+def _named_otherwise():
+    """The exam questions whose answer has other names: {question: every right name}."""
+    return {form.format(subject=subject): relation.accepted(answer)
+            for relation in read_relations() if relation.other_names
+            for subject, answer in relation.facts if answer in relation.other_names
+            for form in relation.exam}
+
+
+def right_names(question, answer):
+    """Every name under which the answer to an exam question is right."""
+    return _named_otherwise().get(question, [answer])

@@ -1,0 +1,170 @@
+"""Passages about things that exist nowhere, and questions that only their reader can answer."""
+import tomllib
+from dataclasses import dataclass
+
+from helpers.knowledge.invent import FOLDER, Inventor
+
+ABSENT_SHARE = 0.3  # of questions that the passage does not answer
+OTHER_NAME_SHARE = 0.25  # of these: about somebody else than the passage
+TABLE_SHARE = 0.4  # of passages made from the fact tables' sentences instead of a scene
+JOIN_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Told:
+    """Something that a passage can tell: its sentences, its value, and the ways of asking for it."""
+
+    sentences: list[str]
+    value: str
+    asks: list[str]
+
+
+def scenes():
+    """Every scene of data/reading: what it may be called, what can be said of it and asked about it."""
+    found = []
+    for path in sorted(FOLDER.glob("*.toml")):
+        found += tomllib.loads(path.read_text(encoding="utf-8")).get("scene", [])
+    return found
+
+
+LOOKED_UP = ("person", "place", "word", "year", "price", "date", "clock", "color", "code", "food", "job", "phone")
+
+
+class Reading:
+    """Makes passages with questions from the scenes, and from the fact tables with invented names."""
+
+    def __init__(self, relations):
+        self.inventor = Inventor()
+        self.scenes = scenes()
+        self.relations = [relation for relation in relations if relation.invented]
+        self.layouts = self.inventor.words["layouts"]
+        self.absent = self.inventor.words["absent"]
+        self.copying = tomllib.loads((FOLDER / "copying.toml").read_text(encoding="utf-8"))
+
+    def passage(self, rng, most):
+        """A passage of at most `most` sentences that carry a value: its text, what it tells, what it does not tell."""
+        if rng.random() < TABLE_SHARE:
+            return self._from_tables(rng, most)
+        return self._from_scene(rng, most)
+
+    def _from_scene(self, rng, most):
+        scene = rng.choice(self.scenes)
+        name, other = self._name(rng, scene), self._name(rng, scene)
+        facts = rng.sample(scene["fact"], len(scene["fact"]))
+        count = rng.randint(1, most)
+        told, values = [], set()
+        for fact in facts[:count]:
+            value = self._value(rng, fact, values)
+            values.add(value)
+            told.append(Told(fact["tell"], value, [ask.replace("{name}", name) for ask in fact["ask"]]))
+        sentences = [self._sentence(rng, fact.sentences, first=not i) for i, fact in enumerate(told)]
+        texts = [sentence.replace("{value}", fact.value) for sentence, fact in zip(sentences, told)]
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            texts.insert(rng.randint(1, len(texts)), rng.choice(scene["fillers"]))
+        text = self._joined(rng, texts).replace("{name}", name)
+        untold = [ask.replace("{name}", name) for fact in facts[count:] for ask in fact["ask"]]
+        elsewhere = [ask.replace("{name}", other) for fact in facts[:count] for ask in fact["ask"] if "{name}" in ask]
+        return text, told, untold, elsewhere
+
+    def _from_tables(self, rng, most):
+        count = rng.randint(1, most)
+        few = rng.sample(self.relations, rng.choice((1, 1, 2, 3)))
+        told, texts, subjects = [], [], set()
+        for _ in range(count):
+            relation = rng.choice(few)
+            subject, value = self._fact(rng, relation)
+            if subject in subjects:
+                continue
+            subjects.add(subject)
+            texts.append(rng.choice(relation.say).format(subject=subject, answer=value))
+            told.append(Told([], value, [ask.format(subject=subject) for ask in relation.ask]))
+        stranger, _ = self._fact(rng, few[0])
+        absent = [ask.format(subject=stranger) for ask in few[0].ask]
+        return self._joined(rng, texts), told, absent, absent
+
+    def _name(self, rng, scene):
+        form = rng.choice(scene["names"])
+        if "{person}" in form:
+            return form.replace("{person}", self.inventor.value(rng, "person"))
+        return self.inventor.fill(rng, form)
+
+    def _value(self, rng, fact, taken):
+        while True:
+            if "values" in fact:
+                value = self.inventor.fill(rng, rng.choice(fact["values"]))
+            else:
+                value = self.inventor.value(rng, fact["value"], fact.get("unit", ""))
+            if value not in taken:
+                return value
+
+    def _fact(self, rng, relation):
+        subject = self.inventor.fill(rng, rng.choice(relation.invented["subject"]))
+        if relation.invented["answer"] == "own" or rng.random() < 0.3:
+            return subject, rng.choice(relation.facts)[1]
+        return subject, self.inventor.value(rng, relation.invented["answer"])
+
+    def _sentence(self, rng, sentences, first):
+        named = [sentence for sentence in sentences if "{name}" in sentence]
+        return rng.choice(named if first and named else sentences)
+
+    def _joined(self, rng, sentences):
+        between = "\n" if rng.random() < 0.1 else ""
+        text = sentences[0]
+        for sentence in sentences[1:]:
+            if text.endswith("。") and rng.random() < JOIN_SHARE:
+                text = text[:-1] + "，"
+                text += sentence
+            else:
+                text += between + sentence
+        return text
+
+    def unknown(self, rng):
+        """A question from the fact tables about a name that nobody has heard of."""
+        relation = rng.choice(self.relations)
+        subject, _ = self._fact(rng, relation)
+        return rng.choice(relation.ask).format(subject=subject)
+
+    def question(self, rng, fact, untold, elsewhere):
+        """A question and its answer: the passage's exact words for `fact`, or that the passage does not say."""
+        if rng.random() >= ABSENT_SHARE or not (untold or elsewhere):
+            return rng.choice(fact.asks), fact.value
+        if elsewhere and (not untold or rng.random() < OTHER_NAME_SHARE):
+            untold = elsewhere
+        return rng.choice(untold), rng.choice(self.absent)
+
+    def copied(self, rng):
+        """A request to write something again word for word, and what is to be written."""
+        shape = rng.choice(("characters", "characters", "words", "sentence", "number"))
+        if shape == "characters":
+            text = self.inventor.characters(rng, rng.randint(3, 24))
+        elif shape == "words":
+            text = "、".join(self.inventor.value(rng, rng.choice(LOOKED_UP)) for _ in range(rng.randint(1, 6)))
+        elif shape == "sentence":
+            text, *_ = self._from_scene(rng, 2)
+        else:
+            text = "".join(rng.choices("0123456789", k=rng.randint(3, 14)))
+        return rng.choice(self.copying["copy"]).format(text=text), text
+
+    def repeated(self, rng):
+        """As `copied`, but long: what makes copying worth learning."""
+        text = self.inventor.characters(rng, rng.randint(20, 60))
+        if rng.random() < 0.3:
+            text, *_ = self._from_scene(rng, 4)
+        return rng.choice(self.copying["copy"]).format(text=text), text
+
+    def looked_up(self, rng):
+        """A list of names with values, asked for one after the other: (question, answer) pairs."""
+        kind = rng.choice(LOOKED_UP)
+        pairs = {self.inventor.value(rng, rng.choice(("person", "place", "word"))): self.inventor.value(rng, kind)
+                 for _ in range(rng.randint(2, 6))}
+        form, between = rng.choice(self.copying["pair"]), rng.choice(self.copying["between"])
+        listed = between.join(form.format(key=key, value=value) for key, value in pairs.items())
+        layout, ask = rng.choice(self.copying["list"]), rng.choice(self.copying["ask"])
+        turns = []
+        for key in rng.sample(list(pairs), min(len(pairs), 4)):
+            question, answer = ask.format(key=key), pairs[key]
+            if rng.random() < 0.1:
+                question, answer = ask.format(key=self.inventor.value(rng, "person")), rng.choice(self.absent)
+            turns.append((layout.format(list=listed, question=question), answer))
+            layout = "{question}"
+        return turns
