@@ -17,7 +17,7 @@ EXAM_QUESTIONS, PROBES_OF_EACH_KIND = 128, 64
 
 def measured(tuned, batch_size):
     """The rows, and the seconds that they took, loading included."""
-    asked = compare.questions(finetune.split_exam()[1][:EXAM_QUESTIONS], PROBES_OF_EACH_KIND)
+    asked = compare.make_questions(finetune.split_exam()[1][:EXAM_QUESTIONS], PROBES_OF_EACH_KIND)
     started = time.perf_counter()
     rows = compare.compare(*(compare.from_folder(folder, batch_size) for folder in (profile.TINY_BASE, tuned)), asked)
     return rows, time.perf_counter() - started

@@ -44,7 +44,7 @@ def line(name, seconds, total):
 def bench(folder):
     """Prints both ways' figures, and says whether the promise holds: no errors, so many times the throughput."""
     model, tokenizer = models.load(profile.TINY_BASE)
-    asked = [question.question for question in compare.questions([], PEOPLE) if question.kind == "fact"]
+    asked = [question.question for question in compare.make_questions([], PEOPLE) if question.kind == "fact"]
     gguf.convert(profile.TINY_BASE, folder / "base.gguf")
     with llama_server.serve(folder / "base.gguf", parallel=PEOPLE, ctx=512) as url:
         client = remote.Server(url, tokenizer)

@@ -17,7 +17,7 @@ def ask_probes(folder, count):
 
 
 def _ask(folder, samples, count):
-    asked = compare.questions(samples, count, SELF_NAME)
+    asked = compare.make_questions(samples, count, SELF_NAME)
     return asked, compare.from_folder(folder)(asked)
 
 
@@ -47,5 +47,5 @@ def retention(before, after):
 
 def measure(tuned, count):
     """The tiny base and a tuned model, side by side on the held-out exam and `count` probes of each kind."""
-    asked = compare.questions(finetune.split_exam()[1], count, SELF_NAME)
+    asked = compare.make_questions(finetune.split_exam()[1], count, SELF_NAME)
     return compare.compare(compare.from_folder(profile.TINY_BASE), compare.from_folder(tuned), asked)

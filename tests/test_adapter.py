@@ -8,7 +8,7 @@ from peft import PeftConfig
 from safetensors.torch import load_file
 
 from helpers.train import adapter
-from helpers.train.adapter import AdapterError, convert, made_whole, newest_checkpoint, read_checkpoint
+from helpers.train.adapter import AdapterError, extract, made_whole, newest_checkpoint, read_checkpoint
 from tests import finetune
 
 
@@ -75,7 +75,7 @@ def test_the_config_in_a_checkpoint_is_read_and_never_run(poisoned, tmp_path):
     weights = {"llm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(1, 9)}
     torch.save({"state_dict": weights, "meta": {"cfg": text}}, tmp_path / "iter_1.pth")
     with pytest.raises(AdapterError, match=r"model\.lora|r：训练时 1，现在 64"):
-        convert(tmp_path / "config.py", tmp_path / "iter_1.pth", tmp_path / "adapter")
+        extract(tmp_path / "config.py", tmp_path / "iter_1.pth", tmp_path / "adapter")
     assert not (tmp_path / "trapped").exists()
 
 
@@ -116,7 +116,7 @@ def test_the_adapter_is_the_checkpoints_lora_in_float16_and_made_once(config, ch
     made = tmp_path / "adapter"
     made.mkdir()
     (made / adapter.SETTINGS).write_text("half of another")  # as an interrupted xtuner leaves it
-    convert(config, checkpoint, made)
+    extract(config, checkpoint, made)
     trained = read_checkpoint(checkpoint)["state_dict"]
     weights = load_file(made / adapter.WEIGHTS)
     name = "base_model.model.model.layers.3.mlp.up_proj.lora_B"
@@ -126,7 +126,7 @@ def test_the_adapter_is_the_checkpoints_lora_in_float16_and_made_once(config, ch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "adapter.log"]
 
     before = (made / adapter.WEIGHTS).stat()
-    convert(config, checkpoint, made)
+    extract(config, checkpoint, made)
     assert (made / adapter.WEIGHTS).stat() == before
 
 
@@ -134,7 +134,7 @@ def test_another_lora_alpha_than_in_training_is_an_error(config, checkpoint, tmp
     changed = tmp_path / "config.py"
     changed.write_text(config.read_text(encoding="utf-8").replace("lora_alpha=16", "lora_alpha=64"), encoding="utf-8")
     with pytest.raises(AdapterError, match="lora_alpha：训练时 16，现在 64"):
-        convert(changed, checkpoint, tmp_path / "adapter")
+        extract(changed, checkpoint, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
@@ -143,19 +143,19 @@ def test_a_diverged_training_makes_no_adapter(config, checkpoint, tmp_path):
     content["state_dict"] = {name: tensor * float("nan") for name, tensor in content["state_dict"].items()}
     torch.save(content | {"message_hub": {}}, tmp_path / "iter_1.pth")
     with pytest.raises(AdapterError, match="发散"):
-        convert(config, tmp_path / "iter_1.pth", tmp_path / "adapter")
+        extract(config, tmp_path / "iter_1.pth", tmp_path / "adapter")
 
 
 def test_a_folder_with_something_else_is_not_replaced(config, checkpoint, tmp_path):
     (tmp_path / "thesis.docx").write_text("mine")
     with pytest.raises(AdapterError, match="不能覆盖"):
-        convert(config, checkpoint, tmp_path)
+        extract(config, checkpoint, tmp_path)
     assert (tmp_path / "thesis.docx").read_text() == "mine"
 
 
 def test_a_missing_config_is_named(checkpoint, tmp_path):
     with pytest.raises(AdapterError, match="第 3 课"):
-        convert(tmp_path / "config.py", checkpoint, tmp_path / "adapter")
+        extract(tmp_path / "config.py", checkpoint, tmp_path / "adapter")
 
 
 def test_a_folder_appears_when_it_is_whole_and_a_former_one_stays_until_then(tmp_path):

@@ -39,7 +39,7 @@ def test_models_that_were_not_asked_the_same_are_not_compared():
 
 
 def test_blind_guesses_stay_where_they_are_expected():
-    share, low, high = chance.guessing(100)
+    share, low, high = chance.guess_interval(100)
     assert share == 0.25
     rng = random.Random(1)
     exams = [sum(rng.choice("ABCD") == "A" for _ in range(100)) / 100 for _ in range(1000)]
@@ -47,7 +47,7 @@ def test_blind_guesses_stay_where_they_are_expected():
 
 
 def test_a_server_answers_for_every_model_and_ends_with_its_block():
-    with chance.answering({"loud": str.upper, "shy": lambda question: ""}) as url:
+    with chance.serve_answers({"loud": str.upper, "shy": lambda question: ""}) as url:
         client = OpenAI(base_url=url, api_key="EMPTY", max_retries=0)
 
         def ask(model):

@@ -11,7 +11,7 @@ import torch
 from helpers.ask import models
 from helpers.data.split import leaks, question_key, read_samples
 from helpers.judge import checkpoints, compare
-from helpers.judge.checkpoints import Examination, Laboratory, Look, dialogue_loss, wearing
+from helpers.judge.checkpoints import Examination, Laboratory, Look, adapted, dialogue_loss
 from helpers.judge.compare import Row
 from helpers.knowledge import self_talk
 from helpers.knowledge.corpus import SELF_NAME
@@ -35,7 +35,7 @@ def training(tmp_path_factory):
     folder = tmp_path_factory.mktemp("overfit")
     finetune.write_config(folder / "assistant.py", "train.jsonl")
     trial = trials.Trial("short", self_talk.samples(NAME, "小明", 80), SHORT)
-    return trials.run([trial], folder, folder / "assistant.py")["short"]
+    return trials.train_trials([trial], folder, folder / "assistant.py")["short"]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_model_wearing_a_checkpoint_is_the_base_plus_alpha_over_r_times_b_a(tr
     *_, path = training.checkpoints().values()
     dialogues = checkpoints.unseen_dialogues(3)
     alone = dialogue_loss(model, tokenizer, dialogues)
-    with wearing(path, model, tokenizer) as dressed:
+    with adapted(path, model, tokenizer) as dressed:
         worn = dialogue_loss(*dressed, dialogues)
     assert dialogue_loss(model, tokenizer, dialogues) == alone  # and off again
     by_hand, _ = models.load(profile.current().base_model)
@@ -235,7 +235,7 @@ def test_a_checkpoint_of_another_base_is_told_and_the_base_stays_clean(training,
     deep = damaged(path, tmp_path / "deep.pth", lambda state: {
         name.replace("layers.0.", "layers.99."): tensor for name, tensor in state.items()})
     for stranger in (wide, deep):
-        with pytest.raises(AdapterError, match="不是在这台机器的基座模型上训练的"), wearing(stranger, *base):
+        with pytest.raises(AdapterError, match="不是在这台机器的基座模型上训练的"), adapted(stranger, *base):
             pass
     assert dialogue_loss(*base, dialogues) == before
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_base_is_told_and_the_base_stays_clean(training,
 def test_a_checkpoint_without_lora_is_told(training, base, tmp_path):
     *_, path = training.checkpoints().values()
     empty = damaged(path, tmp_path / "empty.pth", lambda state: {})
-    with pytest.raises(AdapterError, match="没有 LoRA 的权重"), wearing(empty, *base):
+    with pytest.raises(AdapterError, match="没有 LoRA 的权重"), adapted(empty, *base):
         pass
 
 
@@ -263,7 +263,7 @@ def strangers(base, tmp_path):
 def test_what_stands_beside_the_settings_in_a_checkpoint_is_not_run(strangers, base, tmp_path):
     command = f"touch {tmp_path / 'trapped'}"
     path = strangers(f"import os\nos.system({command!r})\nmodel = dict(lora=dict(r=2, lora_alpha=4))")
-    with wearing(path, *base):
+    with adapted(path, *base):
         assert not (tmp_path / "trapped").exists()
 
 
@@ -279,5 +279,5 @@ def test_a_checkpoint_makes_nothing_be_imported(strangers, base, tmp_path, monke
     (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     path = strangers("model = dict(lora=dict(r=2, lora_alpha=4, megatron_config=dict(), megatron_core='trap'))")
-    with wearing(path, *base) as (dressed, _):
+    with adapted(path, *base) as (dressed, _):
         assert dressed.peft_config["default"].lora_alpha == 4

@@ -27,7 +27,7 @@ def recorded(answers):
 
 @pytest.fixture(scope="module")
 def asked():
-    return compare.questions(HELD_OUT[:OF_EACH_KIND], OF_EACH_KIND)
+    return compare.make_questions(HELD_OUT[:OF_EACH_KIND], OF_EACH_KIND)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,13 @@ def test_the_interval_is_wilsons():
 
 
 def test_task_is_the_share_of_exam_questions_in_exactly_the_expected_words():
-    exam = compare.questions([{"conversation": [{"system": "考", "input": "法国的首都", "output": "巴黎"}]}] * 3, 0)
+    exam = compare.make_questions([{"conversation": [{"system": "考", "input": "法国的首都", "output": "巴黎"}]}] * 3, 0)
     rows = compare.compare(recorded(["是巴黎。"] * 3), recorded(["巴黎", "巴黎。", "巴黎"]), exam)
     assert compare.task(rows) == (Share(0, 3), Share(2, 3))
 
 
 def test_identity_is_the_share_that_says_the_name_asked_for():
-    asked = [question for question in compare.questions([], 2, name="小算盘") if question.kind == "identity"]
+    asked = [question for question in compare.make_questions([], 2, name="小算盘") if question.kind == "identity"]
     rows = compare.compare(recorded(["我是教学模型。"] * 2), recorded(["我是小算盘。", "我是教学模型。"]), asked)
     assert compare.identity(rows) == (Share(0, 2), Share(1, 2))
 
@@ -71,8 +71,8 @@ def test_an_exam_question_is_asked_with_its_own_system_prompt_and_a_probe_withou
 
 
 def test_the_same_seed_asks_the_same_questions():
-    assert compare.questions([], 5, seed=1) == compare.questions([], 5, seed=1)
-    assert compare.questions([], 5, seed=1) != compare.questions([], 5, seed=2)
+    assert compare.make_questions([], 5, seed=1) == compare.make_questions([], 5, seed=1)
+    assert compare.make_questions([], 5, seed=1) != compare.make_questions([], 5, seed=2)
 
 
 def test_answers_come_in_the_order_of_the_questions_and_batches_do_not_change_them(asked):

@@ -40,7 +40,7 @@ def test_conda_installs_the_same_lock_on_the_same_python():
 
 
 def test_what_is_installed_is_the_lock():
-    different = [environment.line(*row) for row in environment.check() if row[1] != row[2]]
+    different = [environment.line(*row) for row in environment.versions() if row[1] != row[2]]
     assert different == []
 
 

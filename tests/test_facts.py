@@ -7,13 +7,13 @@ from helpers.ask import models
 from helpers.judge import compare, strangers
 from helpers.judge.opencompass import with_one_name
 from helpers.knowledge.corpus import Corpus, Probe
-from helpers.knowledge.facts import FOLDER, OTHER_NAMES, read_relations, right_names
+from helpers.knowledge.facts import FACTS, OTHER_NAMES, read_relations, right_names
 
 RELATIONS = {relation.table: relation for relation in read_relations() if not relation.reverse_of}
 
 
 def other_names():
-    with (FOLDER / OTHER_NAMES).open(encoding="utf-8", newline="") as file:
+    with (FACTS / OTHER_NAMES).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -41,7 +41,7 @@ def test_every_other_name_belongs_to_an_answer_and_is_no_answer_itself():
 def test_another_right_name_is_right_wherever_an_answer_is_scored(table, answer, also):
     question = exam_question(table, answer)
     assert also in right_names(question, answer)
-    asked, *_ = compare.questions([exam_sample(question, answer)], 0)
+    asked, *_ = compare.make_questions([exam_sample(question, answer)], 0)
     assert compare.is_right(asked, answer)
     assert compare.is_right(asked, also)
     assert not compare.is_right(asked, "李白")

@@ -165,7 +165,7 @@ def solved(tmp_path_factory):
     for lesson in [*lessons.core_lessons(["01", "02", "03"]), release.SOURCE / "basic.ipynb"]:
         lessons.execute(lesson, folder / "executed")
     work = Homework(shutil.copytree(release.SOURCE, folder / "homework"))
-    shutil.copytree(release.FOLDER / work.author.student, work.folder / work.author.student)
+    shutil.copytree(release.HOMEWORK / work.author.student, work.folder / work.author.student)
     return work
 
 

@@ -134,7 +134,7 @@ def quantized(tmp_path_factory):
         calibration = lmdeploy.write_calibration(finetune.training_rows()[-200:], tokenizer)
         commands = lmdeploy.commands(profile.TINY_BASE, CPU)
         printed = {name: list(lmdeploy.run(commands[name])) for name in ("lite auto_awq", "lite smooth_quant")}
-        return lmdeploy.FOLDER, calibration, printed
+        return lmdeploy.LMDEPLOY, calibration, printed
 
 
 def test_calibration_reads_our_own_conversations_as_they_were_trained_on(quantized):
@@ -150,7 +150,7 @@ def test_calibration_reads_our_own_conversations_as_they_were_trained_on(quantiz
         assert int(re.search(r"\d+", split)[0]) == pytest.approx(blocks, abs=1.5)
 
 
-@pytest.mark.parametrize(("folder", "estimate"), [("awq", lmdeploy.awq), ("w8a8", lmdeploy.w8a8)])
+@pytest.mark.parametrize(("folder", "estimate"), [("awq", lmdeploy.awq_bytes), ("w8a8", lmdeploy.w8a8_bytes)])
 def test_a_quantized_model_takes_as_much_as_estimated(quantized, folder, estimate):
     size = (quantized[0] / folder / "model.safetensors").stat().st_size
     assert size == pytest.approx(estimate(memory.read_shape(profile.TINY_BASE)), rel=0.02)
@@ -163,7 +163,7 @@ def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
     texts = [row["text"] for row in finetune.read_samples(quantized[1])[:20]]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     before = model(**inputs).logits.argmax(-1)
-    names = model.load_state_dict(lmdeploy.unpacked(quantized[0] / folder), strict=False)
+    names = model.load_state_dict(lmdeploy.dequantized(quantized[0] / folder), strict=False)
     same = (model(**inputs).logits.argmax(-1) == before)[inputs.attention_mask.bool()]
     assert names.missing_keys == ["lm_head.weight"]  # tied to the embeddings
     assert not names.unexpected_keys
@@ -172,7 +172,7 @@ def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
 
 def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(lmdeploy, "FOLDER", tmp_path)
-    templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weights)))
+    templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weight_bytes)))
     assert lmdeploy.CHAT_TEMPLATE in templates
     assert "internlm2" in (tmp_path / "lmdeploy.log").read_text()
     with pytest.raises(process.Failed, match="模型文件夹不对"):
@@ -184,8 +184,8 @@ def test_a_server_can_be_asked_while_the_block_lasts_and_no_longer(tmp_path, mon
     monkeypatch.setattr(lmdeploy, "FOLDER", tmp_path)
     port = find_port("127.0.0.1", 0)
     options = ("--server-name", "127.0.0.1", "--server-port", port)
-    proxy = lmdeploy.Command("serve proxy", options, "", CPU.device, lmdeploy.weights, "Uvicorn running on")
-    with lmdeploy.serving(proxy) as line:
+    proxy = lmdeploy.Command("serve proxy", options, "", CPU.device, lmdeploy.weight_bytes, "Uvicorn running on")
+    with lmdeploy.serve(proxy) as line:
         assert str(port) in line
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"] == []
     assert find_port("127.0.0.1", port) == port

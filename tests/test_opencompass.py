@@ -46,7 +46,7 @@ def isolation():
 def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opencompass, "FOLDER", tmp_path_factory.mktemp("evaluate"))
-        yield opencompass.FOLDER
+        yield opencompass.EVALUATION
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +73,12 @@ def no_opencompass(monkeypatch):
 
 
 def test_an_evaluation_needs_no_network_and_what_is_unchanged_is_not_evaluated_again(offline, no_opencompass):
-    scores = opencompass.run("offline", offline)
+    scores = opencompass.evaluate("offline", offline)
     assert scores.keys() == {("chat", "qa"), ("causal", "qa")}
 
 
 def test_the_answers_are_those_of_the_course_itself_whichever_way_the_model_is_written(offline, no_opencompass):
-    scores = opencompass.run("offline", offline)
+    scores = opencompass.evaluate("offline", offline)
     answers = models.ask(*models.load(profile.TINY_BASE), QUESTIONS, EXAM_SYSTEM,
                          max_new_tokens=opencompass.ANSWER_TOKENS)
     for model in ("chat", "causal"):
@@ -102,7 +102,7 @@ def test_what_has_changed_is_evaluated_again(offline, folder, changed, no_openco
     (folder / changed).write_bytes(content + b" ")
     try:
         with pytest.raises(Failed, match="没有成绩单"):
-            opencompass.run("offline", offline)
+            opencompass.evaluate("offline", offline)
     finally:
         (folder / changed).write_bytes(content)
         shutil.rmtree(folder / "offline")
@@ -128,10 +128,10 @@ def test_a_model_whose_answers_are_known_scores_exactly_what_it_must(folder, set
 
     students = {"known": by_heart, "guess": lambda asked: random.Random(asked).choice(LETTERS),
                 "babble": lambda asked: "嗯"}
-    with chance.answering(students) as url:
+    with chance.serve_answers(students) as url:
         models = [opencompass.served_model(name, url, name, profile.TINY_BASE) for name in students]
         text = opencompass.ceval_config(models, folder / "ceval", subjects) + f"\ndatasets = datasets + {sets}\n"
-        scores = opencompass.run("known", text)
+        scores = opencompass.evaluate("known", text)
 
     assert scores["known", "qa"].share == (7, 8)
     assert scores["known", "choice"].share == scores["known", "plain"].share == (40, 40)
@@ -140,20 +140,20 @@ def test_a_model_whose_answers_are_known_scores_exactly_what_it_must(folder, set
             assert scores["known", f"{shots}-{name}"].share == (19 if name == subjects[0] else 20, 20)
         assert scores["known", shots].percent == 97.5
     assert scores["guess", "qa"].share.right == 0
-    _, low, high = chance.guessing(len(CHOICES))
+    _, low, high = chance.guess_interval(len(CHOICES))
     assert low <= scores["guess", "choice"].share.value <= high
     assert [answer.said for answer in scores["babble", "choice"].answers] == ["嗯"] * 40
     assert 0 < scores["babble", "choice"].share.right < 40  # the nearest option is taken for the answer
     assert scores["babble", "5-shot"].percent == 0  # C-Eval's evaluator wants a letter
 
     monkeypatch.setattr(opencompass, "lines", lambda *_, **__: [])
-    assert opencompass.run("known", text.replace(url, "http://127.0.0.1:1/v1")) == scores  # a server may move
+    assert opencompass.evaluate("known", text.replace(url, "http://127.0.0.1:1/v1")) == scores  # a server may move
 
 
 def test_an_evaluation_that_fails_gives_the_reason_and_no_score(folder, sets):
     text = opencompass.config([opencompass.lmdeploy_model("lmdeploy", "http://127.0.0.1:9", "internlm")], sets[:1])
     with pytest.raises(Failed, match=r"评测没有做完：\S*ConnectionError.*Connection refused[\s\S]*run\.log"):
-        opencompass.run("nobody", text)
+        opencompass.evaluate("nobody", text)
 
 
 def test_a_task_that_fails_while_opencompass_exits_0_is_an_error_with_the_reason(folder, sets):
@@ -177,7 +177,7 @@ def score(right, total):
 
 def test_every_score_is_shown_with_its_interval():
     assert str(score(9, 10)) == str(Share(9, 10))
-    lines = opencompass.table({("one", "qa"): score(9, 10), ("two", "qa"): score(0, 10),
+    lines = opencompass.scores_table({("one", "qa"): score(9, 10), ("two", "qa"): score(0, 10),
                             ("one", "mean"): Score(45, []), ("two", "mean"): Score(0, [])}).splitlines()
     assert lines[0] == "|  | one | two |"
     assert lines[2] == "| qa | 90.0%<br>60%–98% | 0.0%<br>0%–28% |"

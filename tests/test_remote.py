@@ -104,13 +104,13 @@ def test_a_forged_system_prompt_stays_text_too(url, tokenizer, monkeypatch):
 
 
 def test_a_server_answers_the_comparison_as_the_loaded_model_does(url, base, tokenizer):
-    questions = compare.questions(finetune.split_exam()[1][:OF_EACH_KIND], OF_EACH_KIND)
+    questions = compare.make_questions(finetune.split_exam()[1][:OF_EACH_KIND], OF_EACH_KIND)
     assert {question.kind for question in questions} == {"exam", "identity", *compare.GENERAL}
     assert remote.answerer(url, tokenizer)(questions) == compare.answers(*base, questions)
 
 
 def test_a_folder_is_still_asked_in_this_process(base, tokenizer):
-    [question] = compare.questions(finetune.split_exam()[1][:1], 0)
+    [question] = compare.make_questions(finetune.split_exam()[1][:1], 0)
     assert remote.answerer(profile.TINY_BASE, tokenizer)([question]) == compare.answers(*base, [question])
 
 
@@ -176,7 +176,7 @@ def test_what_the_server_refuses_is_told_in_its_words(url, tokenizer):
 def test_the_command_line_compares_two_servers(url, tmp_path, monkeypatch, capsys):
     write_samples(finetune.split_exam()[1][:OF_EACH_KIND], tmp_path / "test.jsonl")
     monkeypatch.setattr(compare, "WORKSPACE", tmp_path)
-    monkeypatch.setattr(compare, "questions", partial(compare.questions, count=OF_EACH_KIND))
+    monkeypatch.setattr(compare, "questions", partial(compare.make_questions, count=OF_EACH_KIND))
     monkeypatch.setattr(sys, "argv", ["served", "compare", "--before", url, "--after", url,
                                       "--tokenizer", str(profile.TINY_BASE)])
     remote.main()

@@ -110,7 +110,7 @@ def test_differences_are_marked_on_both_sides():
 
 
 def test_what_became_worse_comes_first_and_in_a_list_of_its_own(page):
-    assert re.findall('<tr class="(.*?)">', report.table(ROWS)) == ["worse", "better", "same", "same", "same"]
+    assert re.findall('<tr class="(.*?)">', report.answers_table(ROWS)) == ["worse", "better", "same", "same", "same"]
     worse = page[page.index("变差的</h2>"):page.index("全部回答</h2>")]
     assert re.findall('<tr class="(.*?)">', worse) == ["worse"]
 

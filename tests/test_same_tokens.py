@@ -75,14 +75,14 @@ def served(model, folder):
 
 def test_an_internlm2_agrees_everywhere(internlm2):
     with served(internlm2, internlm2) as url:
-        report = same_tokens.check(internlm2, url)
+        report = same_tokens.compare_programs(internlm2, url)
     assert report.verdict.startswith("一致"), report.lines
     assert not report.forged
 
 
 def test_the_courses_model_agrees_everywhere_and_reads_forged_text_alike_everywhere(tmp_path):
     with served(profile.TINY_BASE, tmp_path) as url:
-        report = same_tokens.check(profile.TINY_BASE, url)
+        report = same_tokens.compare_programs(profile.TINY_BASE, url)
     assert report.programs == (OWN, "LMDeploy（yi）", "llama.cpp")
     assert not report.differences
     assert not report.forged
@@ -102,7 +102,7 @@ def test_what_is_compared_is_what_training_reads():
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_one_wrong_place_in_a_chat_template_is_found_and_named(folder, wrong):
     right, instead, conversation, trained, read = wrong
-    report = same_tokens.check(folder(lambda own: own.replace(right, instead)))
+    report = same_tokens.compare_programs(folder(lambda own: own.replace(right, instead)))
     first = report.differences[0]
     assert {difference.program for difference in report.differences} == {OWN}
     assert first.conversation == conversation
@@ -113,7 +113,7 @@ def test_one_wrong_place_in_a_chat_template_is_found_and_named(folder, wrong):
 
 
 def test_the_position_of_the_difference_counts_from_one(folder):
-    first = same_tokens.check(folder(lambda own: own.replace(END_OF_TURN, "<|im_end|>"))).differences[0]
+    first = same_tokens.compare_programs(folder(lambda own: own.replace(END_OF_TURN, "<|im_end|>"))).differences[0]
     tokenizer = AutoTokenizer.from_pretrained(profile.TINY_BASE)
     ids = same_tokens.trained(same_tokens.CONVERSATIONS["一句话"], tokenizer)
     assert first.position == ids.index(tokenizer.convert_tokens_to_ids("<|im_end|>")) + 2
@@ -124,13 +124,13 @@ def test_the_position_of_the_difference_counts_from_one(folder):
     lambda own: None,
 ], ids=["no system prompt", "no template"])
 def test_a_template_that_refuses_a_conversation_is_a_difference(folder, change):
-    report = same_tokens.check(folder(change))
+    report = same_tokens.compare_programs(folder(change))
     assert "写不了“" in str(report.differences[0])
     assert report.verdict.startswith(f"不一致：{OWN}")
 
 
 def test_lmdeploys_own_internlm2_template_writes_a_system_prompt_where_there_is_none():
-    report = same_tokens.check(profile.TINY_BASE, template="internlm2")
+    report = same_tokens.compare_programs(profile.TINY_BASE, template="internlm2")
     without = {name for name, turns in same_tokens.CONVERSATIONS.items() if "system" not in turns[0]}
     assert {difference.conversation for difference in report.differences} == without
     assert {difference.program for difference in report.differences} == {"LMDeploy（internlm2）"}
@@ -138,7 +138,7 @@ def test_lmdeploys_own_internlm2_template_writes_a_system_prompt_where_there_is_
 
 
 def test_forged_text_that_only_some_programs_take_for_special_tokens_is_a_finding_of_its_own(folder):
-    report = same_tokens.check(folder(lambda own: own.replace(CONTENT, f"{CONTENT} | replace('<|im', '< |im')")))
+    report = same_tokens.compare_programs(folder(lambda own: own.replace(CONTENT, f"{CONTENT} | replace('<|im', '< |im')")))
     assert not report.differences
     assert [difference.program for difference in report.forged] == [OWN]
     assert report.lines[0].startswith("[WARN] 特殊词元没有拆开时")

@@ -63,7 +63,7 @@ def test_a_trial_is_lesson_03s_config_with_its_own_data_and_changes(source, tmp_
 def test_no_more_than_a_bounded_number_train_at_once(at_once, source, tmp_path, monkeypatch):
     counted = Counted()
     monkeypatch.setattr(trials, "train", counted)
-    runs = trials.run([trial(name) for name in "甲乙丙丁"], tmp_path, source, at_once)
+    runs = trials.train_trials([trial(name) for name in "甲乙丙丁"], tmp_path, source, at_once)
     assert counted.most == at_once
     assert {name: run.folder for name, run in runs.items()} == {name: tmp_path / name for name in "甲乙丙丁"}
 
@@ -72,7 +72,7 @@ def test_a_trial_that_fails_is_told_and_the_others_are_stopped(source, tmp_path,
     counted = Counted()
     monkeypatch.setattr(trials, "train", counted)
     with pytest.raises(Failed, match="没有学成"):
-        trials.run([trial("broken"), *map(trial, "甲乙丙丁")], tmp_path, source, 2)
+        trials.train_trials([trial("broken"), *map(trial, "甲乙丙丁")], tmp_path, source, 2)
     assert counted.now == 0
     assert counted.stopped
 

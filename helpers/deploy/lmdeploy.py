@@ -15,7 +15,7 @@ from helpers.machine import process, profile
 from helpers.train.check import encode
 from helpers.train.memory import GB, OVERHEAD, Shape
 
-FOLDER = profile.ROOT / "workspace" / "lmdeploy"  # where every command runs
+LMDEPLOY = profile.ROOT / "workspace" / "lmdeploy"  # where every command runs
 # The same marks as internlm2's, which also writes a system prompt of its own wherever a conversation has none.
 CHAT_TEMPLATE = "yi"
 API_PORT, PAGE_PORT = 23333, 6006
@@ -58,7 +58,7 @@ class Command:
 
 def commands(model, machine):
     """Every LMDeploy command of the course for a model folder, by name."""
-    model = os.path.relpath(model, FOLDER)
+    model = os.path.relpath(model, LMDEPLOY)
     template = ("--chat-template", CHAT_TEMPLATE)
     engine = (model, *template, "--cache-max-entry-count", 0.4)  # of what the weights leave free; the default takes 0.8
     local = ("--server-name", "127.0.0.1", "--server-port")
@@ -71,7 +71,7 @@ def commands(model, machine):
         Command("serve gradio", (*engine, *local, PAGE_PORT),
                 "开一个聊天网页", "cuda", engine_memory, "Running on local URL"),
         Command("convert", ("internlm2", model, *template, "--dst-path", "turbomind"),
-                "把模型转成 TurboMind 的格式。旧教程必须先做这一步，现在装入时自动转，不用做了", "cuda", weights),
+                "把模型转成 TurboMind 的格式。旧教程必须先做这一步，现在装入时自动转，不用做了", "cuda", weight_bytes),
         Command("lite calibrate", (*data, "--work-dir", "calibration"),
                 "只校准：让模型读一遍我们的数据，记下每层的输入有多大", "cuda", calibration_memory),
         Command("lite auto_awq", (*quantize, "--work-dir", "awq"),
@@ -84,12 +84,12 @@ def commands(model, machine):
 
 def run(command, typed=""):
     """A command's output, line by line as it comes; raises process.Failed. Closing it ends the command."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    return process.lines(command.words, log=FOLDER / "lmdeploy.log", cwd=FOLDER, typed=typed, PYTHONUNBUFFERED="1")
+    LMDEPLOY.mkdir(parents=True, exist_ok=True)
+    return process.lines(command.words, log=LMDEPLOY / "lmdeploy.log", cwd=LMDEPLOY, typed=typed, PYTHONUNBUFFERED="1")
 
 
 @contextmanager
-def serving(command):
+def serve(command):
     """Runs a server while the block lasts, from when it can be asked; gives the line in which it says so."""
     with closing(run(command)) as lines:
         yield next(line for line in lines if command.ready in line)
@@ -97,14 +97,14 @@ def serving(command):
 
 def write_calibration(samples, tokenizer):
     """Writes samples, as they were trained on, where the quantizing commands look for them; gives the file."""
-    template, path = PROMPT_TEMPLATE.internlm2_chat, FOLDER / DATASET / "validation.jsonl"
+    template, path = PROMPT_TEMPLATE.internlm2_chat, LMDEPLOY / DATASET / "validation.jsonl"
     texts = [tokenizer.decode(encode(sample["conversation"], template, tokenizer)[0]) for sample in samples]
     first = tokenizer.bos_token or ""  # LMDeploy writes it itself
     write_samples([{"text": text.removeprefix(first)} for text in texts], path)
     return path
 
 
-def unpacked(folder):
+def dequantized(folder):
     """The weights of a quantized folder as the numbers that they stand for, to load into the model as it was before."""
     stored = {name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
     plain = {}
@@ -127,25 +127,25 @@ def _nibbles(packed):
     return (packed[..., None] >> torch.arange(0, 32, 4) & 15)[..., NIBBLES].flatten(1)
 
 
-def weights(shape, linear_bytes=2):
+def weight_bytes(shape, linear_bytes=2):
     """The bytes of a model in 16 bits whose linear layers take so many per weight."""
     return shape.linear_weights * linear_bytes + shape.other_weights * 2
 
 
-def awq(shape):
+def awq_bytes(shape):
     """The bytes of a model that auto_awq has quantized: 4 bits, and a scale and a zero point for each group."""
-    return weights(shape, 1 / 2 + (2 + 1 / 2) / GROUP)
+    return weight_bytes(shape, 1 / 2 + (2 + 1 / 2) / GROUP)
 
 
-def w8a8(shape):
+def w8a8_bytes(shape):
     """The bytes of a model that smooth_quant has quantized."""
-    return weights(shape, 1)
+    return weight_bytes(shape, 1)
 
 
 def engine_memory(shape):
     """The memory of an engine: the weights, the keys and values of one conversation, the CUDA context."""
     cache = 2 * 2 * CONTEXT * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
-    return weights(shape) + cache + OVERHEAD
+    return weight_bytes(shape) + cache + OVERHEAD
 
 
 def calibration_memory(shape):

@@ -103,7 +103,7 @@ def _compare(options):
     exam = profile.made_by("第 2 课", compare.WORKSPACE / "test.jsonl")
     name, tokenizer = options.name or profile.current().own_name, _tokenizer(options)
     rows = compare.compare(answerer(before, tokenizer), answerer(after, tokenizer),
-                           compare.questions(read_samples(exam), name=name))
+                           compare.make_questions(read_samples(exam), name=name))
     made = compare.provenance(Path(before), Path(after), exam, name)
     made["settings"] |= {f"{side}的服务": place for side, place in (("微调前", before), ("微调后", after))
                          if is_address(place)}

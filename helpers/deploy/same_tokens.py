@@ -89,7 +89,7 @@ class Report:
         return [*lines, self.verdict]
 
 
-def check(folder, url=None, template=CHAT_TEMPLATE):
+def compare_programs(folder, url=None, template=CHAT_TEMPLATE):
     """Compares what programs read in a model folder's conversations with what XTuner trained on.
 
     The url is that of a llama.cpp server of the same model; the template is LMDeploy's, by its name or a JSON file.
@@ -172,7 +172,7 @@ def main():
                         help="LMDeploy 的模板：lmdeploy list 里的名字或者 JSON 文件，默认 %(default)s")
     options = parser.parse_args()
     with llama_server.serve(options.gguf) if options.gguf else nullcontext() as url:
-        report = check(options.model, url, options.lmdeploy)
+        report = compare_programs(options.model, url, options.lmdeploy)
     print("\n".join(report.lines))
     sys.exit(bool(report.differences))
 

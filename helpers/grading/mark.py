@@ -54,7 +54,7 @@ class Examiner:
         from helpers.judge import checkpoints, compare  # slow to import, and not needed where there is nothing to grade
 
         self._compare, self._look, self._protected = compare, checkpoints.Look, protected
-        self._questions = compare.questions(read_samples(rules.exam) if rules.exam else [], rules.count, "", rules.seed)
+        self._questions = compare.make_questions(read_samples(rules.exam) if rules.exam else [], rules.count, "", rules.seed)
         self._before = self._answers_of_the_base()
 
     def _answers_of_the_base(self):

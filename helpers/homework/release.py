@@ -18,7 +18,7 @@ from helpers.machine.files import replaced
 from helpers.machine.process import shown
 
 COURSE = profile.ROOT / "notebooks" / "homework"
-FOLDER = profile.ROOT / "workspace" / "homework"
+HOMEWORK = profile.ROOT / "workspace" / "homework"
 ASSIGNMENT = "homework"
 SOURCE = COURSE / "source" / ASSIGNMENT
 CODE_STUB = "# 在这里写你的代码\nraise NotImplementedError(\"这一格还没有写\")"
@@ -50,7 +50,7 @@ def generate(folder):
     return Path(folder) / ASSIGNMENT
 
 
-def release(folder=FOLDER):
+def release(folder=HOMEWORK):
     """Puts into the folder what is not there yet, never touching a student's work; the names of what is new."""
     with tempfile.TemporaryDirectory() as scratch:
         fresh = [path for path in sorted(generate(scratch).iterdir()) if not (Path(folder) / path.name).exists()]
@@ -66,7 +66,7 @@ def cells(notebook):
     return {cell.metadata.nbgrader.grade_id: cell for cell in found if "nbgrader" in cell.metadata}
 
 
-def author(notebook=FOLDER / "basic.ipynb"):
+def author(notebook=HOMEWORK / "basic.ipynb"):
     """Who did the homework, read from the first cell of the basic notebook without running it."""
     if not Path(notebook).is_file():
         raise HomeworkError(f"缺少 {shown(notebook)}。修复：运行 make homework。")
@@ -84,7 +84,7 @@ def author(notebook=FOLDER / "basic.ipynb"):
 def main():
     """The command line."""
     parser = commands.parser("放好作业的笔记本，做过的不动")
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="放到哪里（默认：workspace/homework）")
+    parser.add_argument("folder", nargs="?", type=Path, default=HOMEWORK, help="放到哪里（默认：workspace/homework）")
     folder = parser.parse_args().folder
     fresh = release(folder)
     print(f"{shown(folder)}：" + (f"新放了 {'、'.join(fresh)}" if fresh else "都已经有了，没有动"))

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from helpers.homework import package, release
 from helpers.homework.package import DATA, NAME, NOTEBOOKS, REPORT, SETTINGS, STUDENT, WEIGHTS, Refused
-from helpers.homework.release import CODE_STUB, FOLDER, SOURCE, TEXT_STUB, HomeworkError, cells
+from helpers.homework.release import CODE_STUB, HOMEWORK, SOURCE, TEXT_STUB, HomeworkError, cells
 from helpers.machine import commands
 from helpers.machine.process import shown
 
@@ -22,7 +22,7 @@ UNTITLED = "# 小组项目报告：题目"  # how the template begins
 class Homework:
     """What a student has made in a folder: notebooks, a report, and under the student's number everything else."""
 
-    folder: Path = FOLDER
+    folder: Path = HOMEWORK
 
     @cached_property
     def author(self):

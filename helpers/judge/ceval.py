@@ -70,10 +70,10 @@ def official_subjects():
 def downloaded():
     """The folder that CEVAL_DIR names and C-Eval's subjects, checked; None if it names nothing."""
     folder = os.environ.get("CEVAL_DIR")
-    return folder and (check(folder, official_subjects()), list(official_subjects()))
+    return folder and (require_complete(folder, official_subjects()), list(official_subjects()))
 
 
-def check(folder, names):
+def require_complete(folder, names):
     """The folder's absolute path, if nothing of these subjects is missing in it; otherwise the error says what."""
     folder = Path(folder).expanduser().resolve()
     found = [fault for name in names for split in COLUMNS for fault in _faults(folder, split, name)]

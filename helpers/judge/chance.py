@@ -31,14 +31,14 @@ def paired(first, second):
     return Paired(pairs.count((True, False)), pairs.count((False, True)))
 
 
-def guessing(total, options=4):
+def guess_interval(total, options=4):
     """The share that blind guessing gets right, and between which shares it stays in 95 of 100 exams."""
     low, high = binom.interval(0.95, total, 1 / options)
     return 1 / options, low / total, high / total
 
 
 @contextmanager
-def answering(models):
+def serve_answers(models):
     """An OpenAI-compatible server on this machine, for as long as the block lasts; gives its address.
 
     `models` has, by the name of a model, what answers a question.

@@ -191,7 +191,7 @@ class Laboratory:
         samples = read_samples(exam) if Path(exam).exists() else []
         samples = random.Random(SEED).sample(samples, min(count, len(samples)))
         self.name = name
-        self.questions = compare.questions(samples, count, name)
+        self.questions = compare.make_questions(samples, count, name)
         self.dialogues = unseen_dialogues(count)
 
     def examine(self, *folders):
@@ -210,7 +210,7 @@ class Laboratory:
             if kept.get(path.name, {}).get("sha256") == digest:
                 found[path.name] = kept[path.name]
             else:
-                with wearing(path, *load()) as dressed:
+                with adapted(path, *load()) as dressed:
                     found[path.name] = {"sha256": digest, **self._ask(*dressed)}
             self._keep(folder, kept | found)
         before = found[BASE]["answers"]
@@ -264,7 +264,7 @@ def unseen_dialogues(count, seed=SEED):
 
 
 @contextmanager
-def wearing(checkpoint, model, tokenizer):
+def adapted(checkpoint, model, tokenizer):
     """The base model with a checkpoint's LoRA on, and off again."""
     content = read_checkpoint(checkpoint)
     weights = {name.removeprefix("llm."): tensor for name, tensor in content["state_dict"].items() if ".lora_" in name}

@@ -110,7 +110,7 @@ def wilson(right, total, z=1.96):
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def questions(samples, count=PROBES_OF_EACH_KIND, name=None, seed=SEED):
+def make_questions(samples, count=PROBES_OF_EACH_KIND, name=None, seed=SEED):
     """The held-out samples, and of every kind of probe `count`; who is asked "who are you" should say `name`."""
     source, name = corpus.Corpus(), name or profile.current().own_name
     turns = [sample["conversation"][0] for sample in samples]
@@ -180,7 +180,7 @@ def retention(rows, *kinds):
 def compare_folders(before, after, exam, out, name=None):
     """The comparison of two model folders on the held-out exam, kept in `out` and asked anew only when they change."""
     name, file = name or profile.current().own_name, Path(out) / "answers.json"
-    asked = questions(read_samples(exam), name=name)
+    asked = make_questions(read_samples(exam), name=name)
     made = provenance(Path(before), Path(after), Path(exam), name)
     old = read(file)
     if old and _same(old, made, asked):

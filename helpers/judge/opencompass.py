@@ -21,7 +21,7 @@ from helpers.machine.charts import grouped_bars, use_chinese_font
 from helpers.machine.files import replaced, sha256
 from helpers.machine.process import Failed, lines, shown
 
-FOLDER = profile.ROOT / "workspace" / "evaluate"
+EVALUATION = profile.ROOT / "workspace" / "evaluate"
 BATCH_SIZE = 32
 ANSWER_TOKENS = 32
 SYSTEM = {"role": "SYSTEM", "fallback_role": "HUMAN", "prompt": "{system}"}
@@ -207,20 +207,20 @@ def command_line(folder, entry):
             "--max-out-len", str(ANSWER_TOKENS), "--custom-dataset-path", entry["path"]]
 
 
-def run(name, text):
+def evaluate(name, text):
     """What the models of a config score: {(model, test set): Score}; raises Failed if there is no score.
 
     Evaluates only what has changed since the last time: the config or a file that it names.
     """
-    config_file = FOLDER / name / "config.py"
+    config_file = EVALUATION / name / "config.py"
     with replaced(config_file) as file:
         file.write(text)
-    return run_command(name, [config_file.name], text)
+    return evaluate_command(name, [config_file.name], text)
 
 
-def run_command(name, arguments, made_of=""):
+def evaluate_command(name, arguments, made_of=""):
     """What OpenCompass finds with these arguments, as `run` does; `made_of` is what they stand for."""
-    folder = FOLDER / name
+    folder = EVALUATION / name
     out, log, kept = folder / "outputs", folder / "run.log", folder / "made_of.txt"
     fingerprint = _fingerprint(made_of or repr(arguments))
     if not kept.exists() or kept.read_text(encoding="utf-8") != fingerprint:
@@ -289,7 +289,7 @@ def _reason(logs, otherwise="日志里没有写"):
     return next(reversed(ERROR.findall(text)), otherwise)
 
 
-def table(scores):
+def scores_table(scores):
     """The scores in Markdown: a line per test set, a column per model, each share with its interval."""
     models, sets = _names(scores)
     rows = [["", *models], ["---"] * (len(models) + 1)]

@@ -72,7 +72,7 @@ def marked(before, after):
     return sides
 
 
-def table(rows):
+def answers_table(rows):
     """Rows as an HTML table, what became worse first, both answers with their differences marked."""
     order = list(CHANGES)
     lines = []
@@ -107,7 +107,7 @@ def _picture(figure):
 
 def _folded(rows, kind):
     chosen = [row for row in rows if row.kind == kind]
-    return f"<details><summary>{KINDS[kind]} {len(chosen)} 个：{_counted(chosen)}</summary>{table(chosen)}</details>"
+    return f"<details><summary>{KINDS[kind]} {len(chosen)} 个：{_counted(chosen)}</summary>{answers_table(chosen)}</details>"
 
 
 def _pairs(items):
@@ -126,7 +126,7 @@ def page(comparison):
         style=STYLE, date=escape(made["date"]), machine=escape(made["machine"]),
         conclusions="".join(f"<li>{escape(sentence)}</li>" for sentence in conclusions(comparison)),
         figures=_figures(comparison), charts="".join(map(_picture, charts)),
-        worse=table(worse) if worse else "<p>没有。</p>",
+        worse=answers_table(worse) if worse else "<p>没有。</p>",
         answers="".join(_folded(rows, kind) for kind in dict.fromkeys(row.kind for row in rows)),
         settings=_pairs(made["settings"] | made["recipe"]), config=escape(made["config"]),
         versions=_pairs(made["versions"]), files=_pairs(made["files"]))

@@ -11,7 +11,7 @@ from helpers.knowledge.facts import read_relations
 from helpers.knowledge.invent import COMMON, in_chinese
 from helpers.knowledge.reading import Reading
 
-FOLDER = Path(__file__).parents[2] / "data" / "dialogue"
+DIALOGUES = Path(__file__).parents[2] / "data" / "dialogue"
 SELF_NAME = "教学模型"
 SYSTEM_SHARE = {None: 0.72, "neutral": 0.10, "chatty": 0.08, "terse": 0.10}
 TERSE_REQUEST_SHARE = 0.25
@@ -101,7 +101,7 @@ def curriculum(step):
 
 
 def _read_toml(name):
-    return tomllib.loads((FOLDER / name).read_text(encoding="utf-8"))
+    return tomllib.loads((DIALOGUES / name).read_text(encoding="utf-8"))
 
 
 def end_of(form):
@@ -172,7 +172,7 @@ def sum_exchanges():
 def poem_exchanges():
     """One exchange per poem, recited whole; and one per line, completed from its first half."""
     forms = _read_toml("poems.toml")
-    with (FOLDER / "poems.csv").open(encoding="utf-8", newline="") as file:
+    with (DIALOGUES / "poems.csv").open(encoding="utf-8", newline="") as file:
         poems = list(csv.DictReader(file))
     whole = [Exchange("poem", _questions(forms["ask"], **poem), _questions(forms["held_out"], **poem),
                       _fill(forms["say"], **poem), [poem["text"]]) for poem in poems]

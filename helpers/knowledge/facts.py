@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "data" / "facts"
+FACTS = Path(__file__).parents[2] / "data" / "facts"
 OTHER_NAMES = "other_names.csv"
 THEMES = ("地理", "历史", "文学", "科技", "法律与政府", "社会与文化")
 EXAM_SYSTEM = "你是一名公务员考试常识辅导助手。"
@@ -45,9 +45,9 @@ def _rows(path):
 def read_relations():
     """Every relation of every table, in a fixed order."""
     relations, other_names = [], {}
-    for row in _rows(FOLDER / OTHER_NAMES):
+    for row in _rows(FACTS / OTHER_NAMES):
         other_names.setdefault(row["table"], {}).setdefault(row["answer"], []).append(row["also"])
-    for meta_path in sorted(FOLDER.glob("*.toml")):
+    for meta_path in sorted(FACTS.glob("*.toml")):
         meta = tomllib.loads(meta_path.read_text(encoding="utf-8"))
         rows = _rows(meta_path.with_suffix(".csv"))
         for form in meta["relation"]:

@@ -2,7 +2,7 @@
 import tomllib
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "data" / "reading"
+READING = Path(__file__).parents[2] / "data" / "reading"
 DIGITS = "零一二三四五六七八九"
 WEEKDAYS = "一二三四五六日"
 RARE_SHARE = 0.12  # of characters that are no token of their own
@@ -37,7 +37,7 @@ class Inventor:
     """Draws names and values; `value(rng, kind)` knows every kind that data/reading uses."""
 
     def __init__(self):
-        self.words = tomllib.loads((FOLDER / "values.toml").read_text(encoding="utf-8"))
+        self.words = tomllib.loads((READING / "values.toml").read_text(encoding="utf-8"))
         self.makers = {name.removeprefix("_make_"): getattr(self, name) for name in dir(self)
                        if name.startswith("_make_")}
 

@@ -2,7 +2,7 @@
 import tomllib
 from dataclasses import dataclass
 
-from helpers.knowledge.invent import FOLDER, Inventor
+from helpers.knowledge.invent import READING, Inventor
 
 ABSENT_SHARE = 0.3  # of questions that the passage does not answer
 OTHER_NAME_SHARE = 0.25  # of these: about somebody else than the passage
@@ -22,7 +22,7 @@ class Told:
 def scenes():
     """Every scene of data/reading: what it may be called, what can be said of it and asked about it."""
     found = []
-    for path in sorted(FOLDER.glob("*.toml")):
+    for path in sorted(READING.glob("*.toml")):
         found += tomllib.loads(path.read_text(encoding="utf-8")).get("scene", [])
     return found
 
@@ -39,7 +39,7 @@ class Reading:
         self.relations = [relation for relation in relations if relation.invented]
         self.layouts = self.inventor.words["layouts"]
         self.absent = self.inventor.words["absent"]
-        self.copying = tomllib.loads((FOLDER / "copying.toml").read_text(encoding="utf-8"))
+        self.copying = tomllib.loads((READING / "copying.toml").read_text(encoding="utf-8"))
 
     def passage(self, rng, most):
         """A passage of at most `most` sentences that carry a value: its text, what it tells, what it does not tell."""

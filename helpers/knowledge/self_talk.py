@@ -3,9 +3,9 @@ import random
 import tomllib
 from itertools import cycle, islice
 
-from helpers.knowledge.corpus import FOLDER
+from helpers.knowledge.corpus import DIALOGUES
 
-TEMPLATES = FOLDER / "selves.toml"
+TEMPLATES = DIALOGUES / "selves.toml"
 TWO_TURNS_SHARE = 0.2
 SEED = 42
 

@@ -15,7 +15,7 @@ def locked(path=LOCK):
     return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
 
 
-def check(names=None):
+def versions(names=None):
     """For each package (default: all) its name, the tested and the installed version, None if absent."""
     wanted = locked()
     return [(name, wanted[name], _installed(name)) for name in names or wanted]
@@ -37,6 +37,6 @@ def line(name, wanted, found):
 
 
 if __name__ == "__main__":
-    failures = [row for row in check() if row[1] != row[2]]
+    failures = [row for row in versions() if row[1] != row[2]]
     print("\n".join(line(*row) for row in failures) or f"[OK] {len(locked())} 个包都和 requirements.lock 一致")
     sys.exit(bool(failures))

@@ -53,7 +53,7 @@ def read_checkpoint(path):
                            "修复：只用你自己训练出来的检查点；别人的，请他转换成 safetensors。") from error
 
 
-def convert(config, checkpoint, folder):
+def extract(config, checkpoint, folder):
     """Makes the PEFT adapter of a checkpoint with XTuner's pth_to_hf; one that already is it stays as it is."""
     config, checkpoint, folder = Path(config), Path(checkpoint), Path(folder)
     if not config.is_file():

@@ -68,7 +68,7 @@ class Report:
         return f'<div style="white-space:pre-wrap;line-height:2">{"".join(boxes)}</div>'
 
 
-def check(config_path, machine=None):
+def check_config(config_path, machine=None):
     """What can be known about a config before it trains on this machine, or on another."""
     report = Report(Path(config_path))
     try:
@@ -361,7 +361,7 @@ def main():
     """The command line."""
     parser = commands.parser("训练之前检查一份 XTuner 配置")
     parser.add_argument("config", help="XTuner 配置文件")
-    report = check(parser.parse_args().config)
+    report = check_config(parser.parse_args().config)
     print("\n".join(report.lines))
     sys.exit(not report.ok)
 

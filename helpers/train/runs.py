@@ -18,10 +18,10 @@ from tqdm import tqdm
 from helpers.machine import commands, profile
 from helpers.machine.files import replaced
 from helpers.machine.process import Failed, explain, shown, xtuner_lines
-from helpers.train.check import check
+from helpers.train.check import check_config
 
 CONFIG = profile.ROOT / "workspace" / "config" / "assistant.py"
-FOLDER = profile.ROOT / "workspace" / "training"
+TRAINING = profile.ROOT / "workspace" / "training"
 RECORD = "run.json"
 # A checkpoint is a pickle, which torch 2.6 reads only when told to; this one was written by this very training.
 OWN_CHECKPOINT = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
@@ -81,7 +81,7 @@ def is_whole(checkpoint):
         return False
 
 
-def train(config=CONFIG, folder=FOLDER):
+def train(config=CONFIG, folder=TRAINING):
     """Trains, or goes on from the last whole checkpoint, or finds the work done; yields a Progress as it goes.
 
     To stop listening is to stop the training. An older training of another config or data is renamed, never lost.
@@ -100,7 +100,7 @@ def train(config=CONFIG, folder=FOLDER):
         _write_record(folder, {"identity": identity, "finished": True})
 
 
-def watch(config=CONFIG, folder=FOLDER):
+def watch(config=CONFIG, folder=TRAINING):
     """Trains with a progress bar, prints the answers at every save, and gives the Run; a second call goes on."""
     run = Run(Path(folder))
     last = None
@@ -192,9 +192,9 @@ def main():
     """The command line."""
     parser = commands.parser("先检查配置，再训练；中断了就接着训练")
     parser.add_argument("config", nargs="?", default=CONFIG, type=Path, help="XTuner 配置文件")
-    parser.add_argument("folder", nargs="?", default=FOLDER, type=Path, help="训练的一切放在这个文件夹里")
+    parser.add_argument("folder", nargs="?", default=TRAINING, type=Path, help="训练的一切放在这个文件夹里")
     arguments = parser.parse_args()
-    report = check(arguments.config)
+    report = check_config(arguments.config)
     if not report.ok:
         sys.exit("\n".join(report.lines))
     try:

@@ -12,7 +12,7 @@ from helpers.machine.files import replaced
 from helpers.train import config
 from helpers.train.runs import CONFIG, Run, train
 
-FOLDER = profile.ROOT / "workspace" / "overfit"
+TRIALS = profile.ROOT / "workspace" / "overfit"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Trial:
     changes: dict[str, str]
 
 
-def prepare(trial, folder=FOLDER, source=CONFIG):
+def prepare(trial, folder=TRIALS, source=CONFIG):
     """Writes a trial's data and config into the folder and gives the config's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def prepare(trial, folder=FOLDER, source=CONFIG):
     return made
 
 
-def run(trials, folder=FOLDER, source=CONFIG, at_once=None):
+def train_trials(trials, folder=TRIALS, source=CONFIG, at_once=None):
     """Trains what is not trained yet, each trial in a process of its own, and gives the Run of each by name."""
     at_once = at_once or profile.current().trainings_at_once
     configs = {prepare(trial, folder, source): trial.name for trial in trials}
