@@ -19,7 +19,8 @@ def measured(tuned, batch_size):
     """The rows, and the seconds that they took, loading included."""
     asked = compare.make_questions(finetune.split_exam()[1][:EXAM_QUESTIONS], PROBES_OF_EACH_KIND)
     started = time.perf_counter()
-    rows = compare.compare(*(compare.from_folder(folder, batch_size) for folder in (profile.TINY_BASE, tuned)), asked)
+    rows = compare.compare(asked, *(compare.answers_of(folder, asked, batch_size)
+                                    for folder in (profile.TINY_BASE, tuned)))
     return rows, time.perf_counter() - started
 
 

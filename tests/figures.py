@@ -18,7 +18,7 @@ def ask_probes(folder, count):
 
 def _ask(folder, samples, count):
     asked = compare.make_questions(samples, count, SELF_NAME)
-    return asked, compare.from_folder(folder)(asked)
+    return asked, compare.answers_of(folder, asked)
 
 
 def judged(answers, kinds):
@@ -41,11 +41,11 @@ def task(folder, samples):
 def retention(before, after):
     """Of the general probes that the base answers right, the share that the tuned model still answers right."""
     asked, base_answers = before
-    rows = compare.compare(lambda _: base_answers, lambda _: after[1], asked)
+    rows = compare.compare(asked, base_answers, after[1])
     return compare.retention(rows).after.value
 
 
 def measure(tuned, count):
     """The tiny base and a tuned model, side by side on the held-out exam and `count` probes of each kind."""
     asked = compare.make_questions(finetune.split_exam()[1], count, SELF_NAME)
-    return compare.compare(compare.from_folder(profile.TINY_BASE), compare.from_folder(tuned), asked)
+    return compare.compare(asked, compare.answers_of(profile.TINY_BASE, asked), compare.answers_of(tuned, asked))

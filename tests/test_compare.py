@@ -21,10 +21,6 @@ def row(kind, before, after):
     return Row(kind, "问", "答", "甲", "乙", before, after)
 
 
-def recorded(answers):
-    return lambda questions: answers
-
-
 @pytest.fixture(scope="module")
 def asked():
     return compare.make_questions(HELD_OUT[:OF_EACH_KIND], OF_EACH_KIND)
@@ -40,20 +36,21 @@ def compared(tuned, tmp_path_factory):
 
 
 def test_the_interval_is_wilsons():
-    assert compare.wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)  # Wikipedia's and R's prop.test
-    assert compare.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert compare.wilson(0, 0) == (0, 1)
+    assert Share(9, 10).interval == pytest.approx((0.5958, 0.9821), abs=1e-4)  # Wikipedia's and R's prop.test
+    assert Share(0, 10).interval == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert Share(0, 0).interval == (0, 1)
 
 
 def test_task_is_the_share_of_exam_questions_in_exactly_the_expected_words():
-    exam = compare.make_questions([{"conversation": [{"system": "考", "input": "法国的首都", "output": "巴黎"}]}] * 3, 0)
-    rows = compare.compare(recorded(["是巴黎。"] * 3), recorded(["巴黎", "巴黎。", "巴黎"]), exam)
+    turn = {"system": "考", "input": "法国的首都", "output": "巴黎"}
+    exam = compare.make_questions([{"conversation": [turn]}] * 3, 0)
+    rows = compare.compare(exam, ["是巴黎。"] * 3, ["巴黎", "巴黎。", "巴黎"])
     assert compare.task(rows) == (Share(0, 3), Share(2, 3))
 
 
 def test_identity_is_the_share_that_says_the_name_asked_for():
     asked = [question for question in compare.make_questions([], 2, name="小算盘") if question.kind == "identity"]
-    rows = compare.compare(recorded(["我是教学模型。"] * 2), recorded(["我是小算盘。", "我是教学模型。"]), asked)
+    rows = compare.compare(asked, ["我是教学模型。"] * 2, ["我是小算盘。", "我是教学模型。"])
     assert compare.identity(rows) == (Share(0, 2), Share(1, 2))
 
 
@@ -76,16 +73,16 @@ def test_the_same_seed_asks_the_same_questions():
 
 
 def test_answers_come_in_the_order_of_the_questions_and_batches_do_not_change_them(asked):
-    together = compare.from_folder(profile.TINY_BASE)(asked)
+    together = compare.answers_of(profile.TINY_BASE, asked)
     mixed = asked[1::2] + asked[::2]
-    single = compare.from_folder(profile.TINY_BASE, batch_size=1)(mixed)
+    single = compare.answers_of(profile.TINY_BASE, mixed, batch_size=1)
     assert list(zip(mixed, single)) == [(question, together[asked.index(question)]) for question in mixed]
     assert not any("<|im_" in answer for answer in together)
 
 
-def test_an_answerer_that_loses_an_answer_is_refused(asked):
+def test_a_lost_answer_is_refused(asked):
     with pytest.raises(ValueError, match="shorter"):
-        compare.compare(recorded(["甲"] * len(asked)), recorded(["乙"]), asked)
+        compare.compare(asked, ["甲"] * len(asked), ["乙"])
 
 
 def test_only_one_model_is_in_memory_at_a_time(asked, monkeypatch):
@@ -98,7 +95,7 @@ def test_only_one_model_is_in_memory_at_a_time(asked, monkeypatch):
         return model, tokenizer
 
     monkeypatch.setattr(models, "load", watched)
-    compare.compare(*[compare.from_folder(profile.TINY_BASE)] * 2, asked[:1])
+    compare.compare(asked[:1], *(compare.answers_of(profile.TINY_BASE, asked[:1]) for _ in range(2)))
     assert len(loaded) == 2
 
 
@@ -127,7 +124,7 @@ def sum256(path):
 
 def test_what_is_kept_is_used_until_something_changes(compared, tuned, monkeypatch):
     comparison, out, exam = compared
-    monkeypatch.setattr(compare, "from_folder", lambda folder: pytest.fail("asked again"))
+    monkeypatch.setattr(compare, "answers_of", lambda *_: pytest.fail("asked again"))
     again = compare.compare_folders(profile.TINY_BASE, tuned[2], exam, out)
     assert again == comparison
     for before, name in ((tuned[2], None), (profile.TINY_BASE, "小算盘")):
@@ -143,7 +140,7 @@ def test_a_file_of_answers_that_cannot_be_read_is_no_file(tmp_path, content):
 
 def test_a_folder_without_a_model_is_refused_before_anything_is_asked(tmp_path):
     with pytest.raises(FileNotFoundError, match="里没有模型"):
-        compare.from_folder(tmp_path)
+        compare.answers_of(tmp_path, [])
 
 
 def test_the_command_line_says_what_is_missing_and_writes_nothing(tmp_path):

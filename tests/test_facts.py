@@ -3,10 +3,9 @@ import csv
 
 import pytest
 
-from helpers.ask import models
 from helpers.judge import compare, strangers
 from helpers.judge.opencompass import with_one_name
-from helpers.knowledge.corpus import Corpus, Probe
+from helpers.knowledge.corpus import Corpus, Question
 from helpers.knowledge.facts import FACTS, OTHER_NAMES, read_relations, right_names
 
 RELATIONS = {relation.table: relation for relation in read_relations() if not relation.reverse_of}
@@ -46,11 +45,11 @@ def test_another_right_name_is_right_wherever_an_answer_is_scored(table, answer,
     assert compare.is_right(asked, also)
     assert not compare.is_right(asked, "李白")
     told = next(e for e in Corpus().exchanges["fact"] if e.terse == answer and also in e.expect)
-    assert models.is_right(probe_of(told), f"答案是{also}。")
+    assert compare.is_right(probe_of(told), f"答案是{also}。")
 
 
 def probe_of(exchange):
-    return Probe("fact", exchange.ask[0], exchange.expect, exchange.terse)
+    return Question("fact", exchange.ask[0], exchange.expect, exchange.terse)
 
 
 def test_another_right_name_is_never_a_wrong_option():

@@ -86,7 +86,7 @@ def test_nobody_who_asks_a_server_can_forge_a_turn(url, tokenizer, monkeypatch):
     question = compare.Question("greeting", FORGED, ["你"])
     for ask in (
         lambda: remote.Server(url, tokenizer).answer([user(FORGED)]),
-        lambda: remote.from_server(url, tokenizer)([question]),
+        lambda: remote.Server(url, tokenizer).answers([question]),
         lambda: list(remote.load_answerers({"模型": url}, tokenizer, None)["模型"]([user(FORGED)], 0, 1)),
     ):
         with sent(monkeypatch) as conversations:
@@ -99,19 +99,19 @@ def test_nobody_who_asks_a_server_can_forge_a_turn(url, tokenizer, monkeypatch):
 def test_a_forged_system_prompt_stays_text_too(url, tokenizer, monkeypatch):
     honest = special_tokens(url, [{"role": "system", "content": "你好"}, user("你好")], tokenizer)
     with sent(monkeypatch) as conversations:
-        remote.from_server(url, tokenizer)([compare.Question("exam", "你好", ["你"], system=FORGED)])
+        remote.Server(url, tokenizer).answers([compare.Question("exam", "你好", ["你"], system=FORGED)])
     assert special_tokens(url, conversations[0], tokenizer) == honest
 
 
 def test_a_server_answers_the_comparison_as_the_loaded_model_does(url, base, tokenizer):
     questions = compare.make_questions(finetune.split_exam()[1][:OF_EACH_KIND], OF_EACH_KIND)
     assert {question.kind for question in questions} == {"exam", "identity", *compare.GENERAL}
-    assert remote.answerer(url, tokenizer)(questions) == compare.answers(*base, questions)
+    assert remote.answers_of(url, questions, tokenizer) == compare.answers(*base, questions)
 
 
 def test_a_folder_is_still_asked_in_this_process(base, tokenizer):
     [question] = compare.make_questions(finetune.split_exam()[1][:1], 0)
-    assert remote.answerer(profile.TINY_BASE, tokenizer)([question]) == compare.answers(*base, [question])
+    assert remote.answers_of(profile.TINY_BASE, [question], tokenizer) == compare.answers(*base, [question])
 
 
 def test_an_answer_grows_into_what_asking_at_once_gives(url, tokenizer):
@@ -163,7 +163,7 @@ def test_a_server_that_was_never_there_is_told(tokenizer):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(remote.ServerError, match="连不上 http://127.0.0.1"):
-            remote.from_server(f"http://127.0.0.1:{unused.getsockname()[1]}/v1", tokenizer)
+            remote.Server(f"http://127.0.0.1:{unused.getsockname()[1]}/v1", tokenizer)
 
 
 def test_what_the_server_refuses_is_told_in_its_words(url, tokenizer):

@@ -1,13 +1,9 @@
-"""Ask a model many questions at once, and judge the answers."""
-import re
-
+"""Load a model, and ask it many questions at once."""
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers.knowledge.facts import right_names
 from helpers.machine import profile
 
-SENTENCE_END = ("。", "！", "？")
 INVISIBLE = "\u200b"  # the zero-width space
 
 
@@ -58,28 +54,3 @@ def answer(model, tokenizer, conversations, max_new_tokens=96, batch_size=64):
         for i, text in zip(chosen, texts):
             answers[i] = text.strip()
     return answers
-
-
-def is_right(probe, answer):
-    """Whether an answer to a probe is right: facts in a whole sentence, sums by the number that comes out."""
-    if probe.kind == "fact":
-        named = any(name in answer for name in probe.expect)
-        return named and answer not in probe.expect and answer.endswith(SENTENCE_END)
-    if probe.kind == "sum":
-        return re.findall(r"\d+", answer)[-1:] == [probe.terse]
-    return any(text in answer for text in probe.expect)
-
-
-def score(model, tokenizer, probes):
-    """The share of probes answered right, and every (probe, answer, right)."""
-    answers = ask(model, tokenizer, [probe.question for probe in probes])
-    judged = [(probe, answer, is_right(probe, answer)) for probe, answer in zip(probes, answers)]
-    return sum(right for *_, right in judged) / len(judged), judged
-
-
-def exact_match(model, tokenizer, samples, system):
-    """The share of exam samples answered in exactly the expected words, and every answer."""
-    turns = [sample["conversation"][0] for sample in samples]
-    answers = ask(model, tokenizer, [turn["input"] for turn in turns], system=system, max_new_tokens=32)
-    right = [answer in right_names(turn["input"], turn["output"]) for answer, turn in zip(answers, turns)]
-    return sum(right) / len(turns), answers

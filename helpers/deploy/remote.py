@@ -41,6 +41,14 @@ class Server:
             done = self._ask(messages, max_tokens=max_tokens, temperature=0)
         return done.choices[0].message.content.strip()
 
+    def answers(self, questions, at_once=AT_ONCE):
+        """The answer to each question, in order, so many of them asked at the same time."""
+        opened = [[{"role": "system", "content": asked.system}] if asked.system else [] for asked in questions]
+        conversations = [[*opening, {"role": "user", "content": asked.question}]
+                         for opening, asked in zip(opened, questions)]
+        with ThreadPoolExecutor(at_once) as threads:
+            return list(threads.map(self.answer, conversations))
+
     def stream(self, messages, temperature=0, top_p=1, max_tokens=chat.MAX_NEW_TOKENS):
         """Yields the answer to a conversation again and again as it grows; who stops reading stops the writing."""
         answer = ""
@@ -67,23 +75,9 @@ class Server:
                               "别的原因请看服务的日志。") from error
 
 
-def from_server(url, tokenizer, at_once=AT_ONCE):
-    """What answers the comparison's questions with the model behind an address, so many of them at the same time."""
-    server = Server(url, tokenizer)
-
-    def answer(question):
-        opening = [{"role": "system", "content": question.system}] if question.system else []
-        return server.answer([*opening, {"role": "user", "content": question.question}])
-
-    def answers(questions):
-        with ThreadPoolExecutor(at_once) as threads:
-            return list(threads.map(answer, questions))
-    return answers
-
-
-def answerer(place, tokenizer):
-    """What answers the comparison's questions with the model in a folder or behind an address."""
-    return from_server(place, tokenizer) if is_address(place) else compare.from_folder(place)
+def answers_of(place, questions, tokenizer):
+    """The answers to all questions of the model in a folder or behind an address."""
+    return Server(place, tokenizer).answers(questions) if is_address(place) else compare.answers_of(place, questions)
 
 
 def load_answerers(places, tokenizer, gpu):
@@ -102,8 +96,8 @@ def _compare(options):
     before, after = _places(options.before, options.after)
     exam = profile.made_by("第 2 课", compare.WORKSPACE / "test.jsonl")
     name, tokenizer = options.name or profile.current().own_name, _tokenizer(options)
-    rows = compare.compare(answerer(before, tokenizer), answerer(after, tokenizer),
-                           compare.make_questions(read_samples(exam), name=name))
+    asked = compare.make_questions(read_samples(exam), name=name)
+    rows = compare.compare(asked, answers_of(before, asked, tokenizer), answers_of(after, asked, tokenizer))
     made = compare.provenance(Path(before), Path(after), exam, name)
     made["settings"] |= {f"{side}的服务": place for side, place in (("微调前", before), ("微调后", after))
                          if is_address(place)}

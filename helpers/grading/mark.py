@@ -54,7 +54,8 @@ class Examiner:
         from helpers.judge import checkpoints, compare  # slow to import, and not needed where there is nothing to grade
 
         self._compare, self._look, self._protected = compare, checkpoints.Look, protected
-        self._questions = compare.make_questions(read_samples(rules.exam) if rules.exam else [], rules.count, "", rules.seed)
+        exam = read_samples(rules.exam) if rules.exam else []
+        self._questions = compare.make_questions(exam, rules.count, "", rules.seed)
         self._before = self._answers_of_the_base()
 
     def _answers_of_the_base(self):
@@ -71,7 +72,7 @@ class Examiner:
         after, peak = adapter_exam.ask(self._questions, folder / package.WEIGHTS, checked, self._protected)
         asked = [replace(question, expect=[name]) if question.kind == self._compare.IDENTITY else question
                  for question in self._questions]
-        rows = self._compare.compare(lambda _: self._before, lambda _: after, asked)
+        rows = self._compare.compare(asked, self._before, after)
         shares = self._look(0, rows, 0.0, name).shares
         if self._compare.identity(rows).before.right:  # a word that everybody says is no name
             shares["identity"] = 0.0

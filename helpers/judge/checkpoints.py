@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from pandas import DataFrame
 from peft import LoraConfig, get_peft_model
 from xtuner.utils import PROMPT_TEMPLATE
 
@@ -103,9 +104,14 @@ class Examination:
         """The checkpoint whose weaker share is the highest; the earliest of equals."""
         return max(self.looks, key=lambda look: look.weaker)
 
-    def table(self):
-        """A line for the base and for every checkpoint."""
-        return [str(look) + ("　← 最好" if look is self.best else "") for look in [self.before, *self.looks]]
+    def table(self) -> DataFrame:
+        """A row for the base and for every checkpoint."""
+        rows = []
+        for look in [self.before, *self.looks]:
+            shares = {LABELS[key]: f"{value:.0%}" for key, value in look.shares.items()}
+            best = "← 最好" if look is self.best else ""
+            rows.append({"步数": look.step, **shares, "新对话的损失": f"{look.loss:.2f}", "": best})
+        return DataFrame(rows).set_index("步数")
 
     def verdict(self):
         """Which checkpoint to take, what the last one would cost, and a warning if it has forgotten."""
@@ -218,7 +224,7 @@ class Laboratory:
         return Examination(folder, self._look(0, before, found[BASE]), looks)
 
     def _look(self, step, before, seen):
-        rows = compare.compare(lambda _: before, lambda _: seen["answers"], self.questions)
+        rows = compare.compare(self.questions, before, seen["answers"])
         return Look(step, rows, seen["loss"], self.name)
 
     def _ask(self, model, tokenizer):
@@ -315,7 +321,7 @@ def main():
     if not options.name and not EXAM.exists():
         sys.exit(f"[FAIL] 缺少 {shown(EXAM)}：请先运行第 2 课，或者用 --name 说明助手的新名字。")
     [examination] = Laboratory(options.name, count=options.count).examine(options.folder)
-    print(*examination.table(), *examination.verdict(), sep="\n")
+    print(examination.table(), *examination.verdict(), sep="\n")
     examination.chart().savefig(options.folder / PICTURE)
     print(f"图：{shown(options.folder / PICTURE)}")
 

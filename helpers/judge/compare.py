@@ -3,7 +3,6 @@
 python -m helpers.judge.compare [--before FOLDER] [--after FOLDER] [--out FOLDER]   prints them and writes a report.
 """
 import json
-import math
 import os
 import platform
 import re
@@ -13,10 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from scipy.stats import binomtest
+
 from helpers.ask import models
 from helpers.data.split import read_samples
 from helpers.judge import report
-from helpers.knowledge import corpus
+from helpers.knowledge.corpus import Corpus, Question
 from helpers.knowledge.facts import right_names
 from helpers.machine import commands, profile
 from helpers.machine.files import replaced, sha256
@@ -24,19 +25,13 @@ from helpers.machine.files import replaced, sha256
 WORKSPACE = profile.ROOT / "workspace"
 EXAM, IDENTITY = "exam", "identity"
 GENERAL = ("fact", "poem", "greeting", "sum")
+SENTENCE_END = ("。", "！", "？")
 SEED = 42
 PROBES_OF_EACH_KIND = 120
 BATCH_SIZE = 64
 PACKAGES = ("torch", "transformers", "xtuner", "peft", "bitsandbytes")
 RECIPE = re.compile(r"^\s*(max_length|batch_size|accumulative_counts|max_epochs|lr|r|lora_alpha|lora_dropout)"
                     r"\s?=\s?([\d.e-]+)", re.M)
-
-
-@dataclass(frozen=True)
-class Question(corpus.Probe):
-    """A probe, and the system prompt that goes before it."""
-
-    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,11 @@ class Share(NamedTuple):
 
     @property
     def interval(self):
-        """Where the true share lies, in 95 of 100 cases."""
-        return wilson(self.right, self.total)
+        """Where the true share lies, in 95 of 100 cases (Wilson's)."""
+        if not self.total:
+            return 0.0, 1.0
+        low, high = binomtest(self.right, self.total).proportion_ci(method="wilson")
+        return float(low), float(high)
 
     def __str__(self):
         if not self.total:
@@ -100,40 +98,26 @@ class Comparison:
         return {kind: share for kind, share in shares.items() if share.total}
 
 
-def wilson(right, total, z=1.96):
-    """The 95 % interval of a share: what the true share may be when so many of so few were right."""
-    if not total:
-        return 0.0, 1.0
-    share, weight = right / total, z * z / total
-    middle = (share + weight / 2) / (1 + weight)
-    reach = z * math.sqrt(share * (1 - share) / total + weight / total / 4) / (1 + weight)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
-
-
 def make_questions(samples, count=PROBES_OF_EACH_KIND, name=None, seed=SEED):
     """The held-out samples, and of every kind of probe `count`; who is asked "who are you" should say `name`."""
-    source, name = corpus.Corpus(), name or profile.current().own_name
+    source, name = Corpus(), name or profile.current().own_name
     turns = [sample["conversation"][0] for sample in samples]
     exam = [Question(EXAM, turn["input"], right_names(turn["input"], turn["output"]), turn["output"],
                      turn.get("system")) for turn in turns]
     selves = [Question(IDENTITY, asked.question, [name]) for asked in source.probes(IDENTITY, count, seed)]
-    return exam + selves + [Question(**vars(asked)) for kind in GENERAL for asked in source.probes(kind, count, seed)]
+    return exam + selves + [asked for kind in GENERAL for asked in source.probes(kind, count, seed)]
 
 
 def is_right(question, answer):
-    """Whether an answer is right: in the exam in exactly the expected words, otherwise as its probe wants it."""
-    return answer in question.expect if question.kind == EXAM else models.is_right(question, answer)
-
-
-def from_folder(folder, batch_size=BATCH_SIZE):
-    """What answers questions with the model in a folder, loaded only while it does: two of 7B do not fit on a GPU."""
-    if not Path(folder, "config.json").is_file():
-        raise FileNotFoundError(f"{folder} 里没有模型（找不到 config.json）。"
-                                "请改成含有模型的文件夹，例如第 6 课的 workspace/merged。")
-
-    def answer(questions):
-        return answers(*models.load(folder), questions, batch_size)
-    return answer
+    """Whether an answer is right: an exam's in exactly the expected words, a fact's in a whole sentence."""
+    if question.kind == EXAM:
+        return answer in question.expect
+    named = any(name in answer for name in question.expect)
+    if question.kind == "fact":
+        return named and answer not in question.expect and answer.endswith(SENTENCE_END)
+    if question.kind == "sum":
+        return re.findall(r"\d+", answer)[-1:] == [question.terse]
+    return named
 
 
 def answers(model, tokenizer, questions, batch_size=BATCH_SIZE):
@@ -148,11 +132,28 @@ def answers(model, tokenizer, questions, batch_size=BATCH_SIZE):
     return [found[place] for place in range(len(questions))]
 
 
-def compare(before, after, questions):
-    """A row per question; `before` and `after` each take all questions, once, and give their answers in order."""
-    return [Row(question.kind, question.question, question.terse or "或".join(question.expect), *answers,
-                *(is_right(question, answer) for answer in answers))
-            for question, *answers in zip(questions, before(questions), after(questions), strict=True)]
+def answers_of(folder, questions, batch_size=BATCH_SIZE):
+    """The answers of the model in a folder, loaded only while it answers: two of 7B do not fit on a GPU."""
+    if not Path(folder, "config.json").is_file():
+        raise FileNotFoundError(f"{folder} 里没有模型（找不到 config.json）。"
+                                "请改成含有模型的文件夹，例如第 6 课的 workspace/merged。")
+    return answers(*models.load(folder), questions, batch_size)
+
+
+def share_right(questions, answers):
+    """The share of the questions that are answered right."""
+    right = [is_right(question, answer) for question, answer in zip(questions, answers, strict=True)]
+    return Share(sum(right), len(right))
+
+
+def compare(questions, before, after):
+    """A row per question with both models' answers, each given in the order of the questions."""
+    rows = []
+    for question, old, new in zip(questions, before, after, strict=True):
+        expected = question.terse or "或".join(question.expect)
+        rows.append(Row(question.kind, question.question, expected, old, new,
+                        is_right(question, old), is_right(question, new)))
+    return rows
 
 
 def pair(rows, *kinds):
@@ -185,7 +186,7 @@ def compare_folders(before, after, exam, out, name=None):
     old = read(file)
     if old and _same(old, made, asked):
         return old
-    comparison = Comparison(compare(from_folder(before), from_folder(after), asked), made)
+    comparison = Comparison(compare(asked, answers_of(before, asked), answers_of(after, asked)), made)
     with replaced(file) as kept_file:
         json.dump(asdict(comparison), kept_file, ensure_ascii=False, indent=1)
     return comparison

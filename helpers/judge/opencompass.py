@@ -11,6 +11,7 @@ from pprint import pformat
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from helpers.data.split import write_samples
 from helpers.judge.compare import Share
@@ -289,24 +290,23 @@ def _reason(logs, otherwise="日志里没有写"):
     return next(reversed(ERROR.findall(text)), otherwise)
 
 
-def scores_table(scores):
-    """The scores in Markdown: a line per test set, a column per model, each share with its interval."""
+def scores_table(scores) -> DataFrame:
+    """A row per test set, a column per model; each share with its interval."""
     models, sets = _names(scores)
-    rows = [["", *models], ["---"] * (len(models) + 1)]
-    rows += [[name, *(_cell(scores[model, name]) for model in models)] for name in sets]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return DataFrame({model: [_cell(scores[model, name]) for name in sets] for model in models}, index=sets)
 
 
 def _cell(score):
     if not score.answers:
         return f"{score.percent:.1f}%"
     low, high = score.share.interval
-    return f"{score.share.value:.1%}<br>{low:.0%}–{high:.0%}"
+    return f"{score.share.value:.1%}（{low:.0%}–{high:.0%}）"
 
 
 def _names(scores):
     """The models and the test sets, each once, in order."""
-    return (list(dict.fromkeys(names)) for names in zip(*scores))
+    models, sets = zip(*scores)
+    return list(dict.fromkeys(models)), list(dict.fromkeys(sets))
 
 
 def chart(scores, title=""):

@@ -107,7 +107,8 @@ def _picture(figure):
 
 def _folded(rows, kind):
     chosen = [row for row in rows if row.kind == kind]
-    return f"<details><summary>{KINDS[kind]} {len(chosen)} 个：{_counted(chosen)}</summary>{answers_table(chosen)}</details>"
+    summary = f"{KINDS[kind]} {len(chosen)} 个：{_counted(chosen)}"
+    return f"<details><summary>{summary}</summary>{answers_table(chosen)}</details>"
 
 
 def _pairs(items):

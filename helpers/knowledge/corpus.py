@@ -86,13 +86,14 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A question in words never trained on; an answer is right when it contains one of `expect`."""
+class Question:
+    """A question in words never trained on, and the names of its answer; `system` is the prompt that goes before it."""
 
     kind: str
     question: str
     expect: list[str]
     terse: str | None = None
+    system: str | None = None
 
 
 def curriculum(step):
@@ -347,7 +348,7 @@ class Corpus:
 
     def probes(self, kind, count=None, seed=42):
         """Questions of one kind in held-out words: all of them, or a sample of `count`."""
-        probes = [Probe(kind, question + ("" if question[-1] in "？?。！" else end_of(question)), e.expect, e.terse)
+        probes = [Question(kind, question + ("" if question[-1] in "？?。！" else end_of(question)), e.expect, e.terse)
                   for e in self.exchanges[kind] for question in e.held_out]
         return probes if count is None or count >= len(probes) else random.Random(seed).sample(probes, count)
 
