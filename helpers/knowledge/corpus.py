@@ -60,9 +60,9 @@ CURRICULUM = (
     Stage(1000, {"fact": 0.34, "copy": 0.01, "list": 0.06, "reading": 0.26, "sum": 0.11, "poem": 0.03, "identity": 0.05,
                  "greeting": 0.04, "refusal": 0.03, "everyday": 0.03, "choice": 0.03, "examples": 0.01}, sentences=3,
           favour=0.5),
-    Stage(2400, {"fact": 0.34, "copy": 0.01, "list": 0.03, "reading": 0.18, "sum": 0.12, "poem": 0.04, "verse": 0.01,
-                 "identity": 0.04, "greeting": 0.04, "refusal": 0.03, "unheard": 0.01, "everyday": 0.03, "cloze": 0.01,
-                 "choice": 0.08, "examples": 0.03}, sentences=6, favour=0.5),
+    Stage(2400, {"fact": 0.34, "copy": 0.01, "list": 0.02, "reading": 0.18, "sum": 0.13, "poem": 0.05, "verse": 0.01,
+                 "identity": 0.04, "greeting": 0.04, "refusal": 0.02, "unheard": 0.01, "everyday": 0.02, "cloze": 0.01,
+                 "choice": 0.06, "letter": 0.04, "examples": 0.02}, sentences=6, favour=0.5),
 )
 
 
@@ -220,7 +220,8 @@ class Corpus:
         self.phrases = _read_toml("phrases.toml")
         self.choices = _read_toml("choices.toml")
         self.examples = _read_toml("examples.toml")
-        self.longer = {"reading": self._passage_turns, "choice": self._choice_turns, "examples": self._example_turns,
+        self.longer = {"reading": self._passage_turns, "choice": self._choice_turns, "letter": self._letter_turns,
+                       "examples": self._example_turns,
                        "copy": self._copy_turns, "repeat": self._repeat_turns, "list": self._list_turns}
 
     def dialogue(self, rng, stage=CURRICULUM[-1]):
@@ -311,22 +312,35 @@ class Corpus:
 
     def _choice_turns(self, rng, stage):
         """A question with four options, to be answered by a letter, or by the option when nothing else is asked."""
+        exchange, options = self._options(rng)
+        question = self._ended(rng, rng.choice(exchange.ask))
+        return [self._choice(rng, question, options, exchange.terse, letter_share=0.75)]
+
+    def _letter_turns(self, rng, stage):
+        """Which of four options is this one: what choosing takes besides knowing the answer."""
+        exchange, options = self._options(rng)
+        question = rng.choice(self.choices["which"]).format(option=exchange.terse)
+        return [self._choice(rng, question, options, exchange.terse, letter_share=1)]
+
+    def _options(self, rng):
+        """An exchange, and four options for its answer."""
         kind = rng.choices(("fact", "sum"), (85, 15))[0]
         exchange = rng.choice(self.exchanges[kind])
         while len(exchange.wrong) < len(LETTERS) - 1:
             exchange = rng.choice(self.exchanges[kind])
         options = rng.sample(exchange.wrong, len(LETTERS) - 1)
-        place = rng.randrange(len(LETTERS))
-        options.insert(place, exchange.terse)
-        question = self._ended(rng, rng.choice(exchange.ask))
+        options.insert(rng.randrange(len(LETTERS)), exchange.terse)
+        return exchange, options
+
+    def _choice(self, rng, question, options, right, letter_share):
         layout = rng.choice(self.choices["layouts"])
         listed = layout["between"].join(layout["option"].format(letter=letter, option=option)
                                         for letter, option in zip(LETTERS, options))
-        by_letter = rng.random() < 0.75
+        by_letter = rng.random() < letter_share
         request = rng.choice(self.choices["letter" if by_letter else "option"])
         asked = rng.choice(self.choices["order"]).format(question=question, options=listed, request=request)
-        answer = LETTERS[place] if by_letter else f"{LETTERS[place]}. {exchange.terse}"
-        return [_messages(asked.strip(), answer)]
+        letter = LETTERS[options.index(right)]
+        return _messages(asked.strip(), letter if by_letter else f"{letter}. {right}")
 
     def _example_turns(self, rng, stage):
         """Questions answered in one style, then one more: the answer keeps to the style of the examples."""
