@@ -50,7 +50,7 @@ def writing(place):
     change = ("import sqlite3; sqlite3.connect({!r}).execute('update grade set auto_score = 99')"
               .format(str(place / "out" / "gradebook.db")))
     targets = [place / "secret.txt", place / "in" / "li.zip", place / "checks.toml",
-               profile.ROOT / "helpers" / "rules.py", profile.ROOT / "data" / "raw" / "exam.xlsx"]
+               profile.ROOT / "helpers" / "grading" / "rules.py", profile.ROOT / "data" / "raw" / "exam.xlsx"]
     return attempt(change, *(f"open({str(path)!r}, 'wb').write(b'mine')" for path in targets))
 
 
@@ -196,7 +196,7 @@ def attacked(tmp_path_factory):
 
 def state(place):
     """The digest of everything of the instructor's, apart from what the grader itself writes."""
-    course = [profile.ROOT / "helpers" / "rules.py", profile.ROOT / "data" / "raw", place / "in", place / "source",
+    course = [profile.ROOT / "helpers" / "grading" / "rules.py", profile.ROOT / "data" / "raw", place / "in", place / "source",
               place / "secret.txt", place / "checks.toml"]
     files = [file for path in course for file in ([path] if path.is_file() else path.rglob("*"))
              if file.is_file() and "__pycache__" not in file.parts]

@@ -48,7 +48,7 @@ def test_the_lesson_table_knows_every_notebook(path):
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.name)
 def test_errors_in_the_troubleshooting_are_the_ones_the_course_prints(path):
     source = "".join(file.read_text(encoding="utf-8") for file in
-                     [ROOT / "tools" / "setup.sh", *(ROOT / "helpers").glob("*.py")])
+                     [ROOT / "tools" / "setup.sh", *(ROOT / "helpers").rglob("*.py")])
     needed = re.search(r"needed_gb=(\d+)", source)[1]
     for words in ("需要 Python 3.11", "从 Python 软件源下载不到", "COURSE_PROFILE=gpu", "里没有模型"):
         assert words in path.read_text(encoding="utf-8")
