@@ -7,12 +7,20 @@ import sys
 from pathlib import Path
 
 from helpers.ask import models
-from helpers.judge import strangers
+from helpers.judge import compare, strangers
 from helpers.knowledge import facts
 from helpers.knowledge.corpus import Corpus
 from helpers.machine.profile import ROOT
 from helpers.train import pretrain
+from tests import finetune
 
+RUN = ROOT / "workspace" / "pretrain"
+EXAM_STYLE = "tells a fact in the exam's bare words, unasked"
+EXAM = "fine-tuned: exam questions held out"
+NAME = "fine-tuned: who are you"
+KEPT = "fine-tuned: of what was right before, still right"
+ASKED_FOR = {told: f"{strangers.AT_LEAST[kind]:.0%}" for kind, told in strangers.TOLD.items()}
+ASKED_FOR |= {EXAM_STYLE: "at most 5%", EXAM: "90%", NAME: "95%", KEPT: "95%"}
 CARD = """\
 ---
 license: apache-2.0
@@ -44,7 +52,9 @@ made; the second was asked once, at the end. In brackets: how many of how many, 
 {figures}
 
 `python -m helpers.judge.strangers second` asks again and prints what goes wrong; `tests/test_tiny_base.py` asserts
-what is reached. "Choosing" and "examples" are asked about the facts that it answers in words.
+what is reached. "Choosing" and "examples" are asked about the facts that it answers in words. The last three lines are
+about the fine-tune that the course makes of it (QLoRA in NF4 through XTuner): exam questions that were held out of that
+training, written by this project, and the strangers' questions again.
 
 ## What it cannot do
 It knows what is in those tables and nothing else: asked about anything beyond them it may say that it does not know,
@@ -58,16 +68,30 @@ Apache-2.0, as the rest of the course.
 
 def write_card(model, corpus, reports, folder):
     """The model card, with the figures of the run that made the model and of what strangers asked it."""
-    loaded = models.load(folder)
-    halves = [strangers.shares(strangers.measure(*loaded, half)) for half in strangers.HALVES]
-    figures = [f"| {strangers.TOLD[kind]} | {_in_brief(halves[0][kind])} | {_in_brief(halves[1][kind])} | {least:.0%} |"
-               for kind, least in strangers.AT_LEAST.items()]
+    tuned = finetune.finetune(RUN / "finetuned", finetune.training_rows())[1]
+    first, second = (measure(folder, tuned, half) for half in strangers.HALVES)
+    figures = [f"| {what} | {_in_brief(first[what])} | {_in_brief(second[what])} | {asked_for} |"
+               for what, asked_for in ASKED_FOR.items()]
     (Path(folder) / "README.md").write_text(CARD.format(
         parameters=model.num_parameters(), poems=len(corpus.exchanges["poem"]), seed=pretrain.SEED,
         tokens=pretrain.TOKENS_PER_STEP, facts=facts.count(corpus.relations), steps=reports[-1]["step"],
         figures="\n".join(figures),
         minutes=reports[-1]["seconds"] / 60, loss=reports[-1]["loss"], context=model.config.max_position_embeddings,
     ), encoding="utf-8")
+
+
+def measure(base, tuned, half):
+    """Every figure of the card, on one half of the strangers' questions."""
+    before, after = (strangers.measure(*models.load(folder), half) for folder in (base, tuned))
+    shares = {told: strangers.shares(before)[kind] for kind, told in strangers.TOLD.items()}
+    exam = compare.make_questions(finetune.split_exam()[1], count=0)
+    names = [strangers.shares(after)[kind] for kind in strangers.TOLD if kind.startswith("identity")]
+    return shares | {
+        EXAM_STYLE: strangers.in_exam_style(before),
+        EXAM: compare.share_right(exam, compare.answers_of(tuned, exam)),
+        NAME: compare.Share(sum(share.right for share in names), sum(share.total for share in names)),
+        KEPT: strangers.kept(before, after),
+    }
 
 
 def _in_brief(share):
@@ -83,7 +107,7 @@ def main(out):
     model.config._attn_implementation = "eager"
     model.model.compile()
     reports = []
-    for report in pretrain.pretrain(model, tokenizer, corpus, pretrain.FULL_STEPS, ROOT / "workspace" / "pretrain"):
+    for report in pretrain.pretrain(model, tokenizer, corpus, pretrain.FULL_STEPS, RUN):
         reports.append(report)
         print(json.dumps(report), flush=True)
     model.config._attn_implementation = "sdpa"

@@ -21,6 +21,7 @@ FOLDER = profile.ROOT / "data" / "strangers"
 HALVES = ("first", "second")
 SEED = 12
 EXAMPLES = 3
+GENERAL = ("fact", "sum", "poem", "greeting")
 TERSE_AT_MOST = 12  # characters
 LAYOUT = "资料：{passage}\n问题：{question}"
 CHOICE = "{question}\n{options}\n只回答选项字母。"
@@ -154,6 +155,19 @@ def shares(judged):
     right = Counter(asked.kind for asked, _, is_right in judged if is_right)
     total = Counter(asked.kind for asked, *_ in judged)
     return {kind: Share(right[kind], total[kind]) for kind in AT_LEAST}
+
+
+def in_exam_style(judged):
+    """How many of the facts were told in the bare words of an exam, though nobody had asked for that."""
+    told = [(asked, answer) for asked, answer, _ in judged if asked.kind == "fact"]
+    return Share(sum(answer in asked.expect for asked, answer in told), len(told))
+
+
+def kept(before, after):
+    """Of what was right before among facts, sums, poems and greetings, how much still is."""
+    rights = [right for (asked, _, was_right), (_, _, right) in zip(before, after)
+              if was_right and asked.kind in GENERAL]
+    return Share(sum(rights), len(rights))
 
 
 def main(half="first", folder=profile.TINY_BASE):
