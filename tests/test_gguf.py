@@ -25,6 +25,7 @@ from transformers import (
 
 from helpers.deploy import gguf, llama_server
 from helpers.machine import profile
+from helpers.machine.commands import CourseError
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "initializer_range": 0.1}
@@ -244,14 +245,14 @@ def changed(folder, tmp_path, name, **changes):
 ])
 def test_what_is_not_supported_is_named_with_its_file(name, changes, what, tmp_path):
     folder = changed(profile.TINY_BASE, tmp_path, name, **changes)
-    with pytest.raises(gguf.Unsupported, match=f"changed/{name}：不支持.*{what}"):
+    with pytest.raises(CourseError, match=f"changed/{name}：不支持.*{what}"):
         gguf.convert(folder, tmp_path / "out.gguf")
     assert not list(tmp_path.glob("out*"))
 
 
 def test_a_vocabulary_that_is_larger_than_the_model_is_refused(tmp_path):
     folder = changed(profile.TINY_BASE, tmp_path, "config.json", vocab_size=100)
-    with pytest.raises(gguf.Unsupported, match="tokenizer.json：不支持比模型的 vocab_size 还大的词表"):
+    with pytest.raises(CourseError, match="tokenizer.json：不支持比模型的 vocab_size 还大的词表"):
         gguf.convert(folder, tmp_path / "out.gguf")
 
 
@@ -261,7 +262,7 @@ def test_a_sentencepiece_model_that_llama_cpp_would_read_otherwise_is_refused(se
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=700, model_type="unigram",
         hard_vocab_limit=False, minloglevel=2)
-    with pytest.raises(gguf.Unsupported, match="tokenizer.model：不支持BPE 以外的"):
+    with pytest.raises(CourseError, match="tokenizer.model：不支持BPE 以外的"):
         gguf.convert(folder, tmp_path / "out.gguf")
 
 
@@ -275,7 +276,7 @@ def test_weights_that_do_not_fit_leave_the_former_file_alone(weight, error, tmp_
     out.write_text("former")
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"model.norm.weight": weight}, folder / "model.safetensors")
-    with pytest.raises(gguf.Unsupported, match=error):
+    with pytest.raises(CourseError, match=error):
         gguf.convert(folder, out)
     assert out.read_text() == "former"
     assert not list(tmp_path.glob("*.partial"))
@@ -286,7 +287,7 @@ def test_a_tensor_that_nobody_knows_is_refused(tmp_path):
     shutil.copytree(profile.TINY_BASE, folder)
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"model.extra.weight": torch.ones(2, 2)}, folder / "model.safetensors")
-    with pytest.raises(gguf.Unsupported, match="model.safetensors：不支持张量 model.extra.weight"):
+    with pytest.raises(CourseError, match="model.safetensors：不支持张量 model.extra.weight"):
         gguf.convert(folder, tmp_path / "out.gguf")
 
 

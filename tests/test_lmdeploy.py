@@ -128,7 +128,7 @@ def test_a_card_runs_what_it_has_memory_for():
 def quantized(tmp_path_factory):
     """The tiny base as LMDeploy itself quantizes it here, calibrated on our own data: folders and what was printed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmdeploy, "FOLDER", tmp_path_factory.mktemp("lmdeploy"))
+        patch.setattr(lmdeploy, "LMDEPLOY", tmp_path_factory.mktemp("lmdeploy"))
         patch.setattr(lmdeploy, "SAMPLES", 16)
         _, tokenizer = models.load(profile.TINY_BASE)
         calibration = lmdeploy.write_calibration(finetune.training_rows()[-200:], tokenizer)
@@ -171,7 +171,7 @@ def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
 
 
 def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr(lmdeploy, "FOLDER", tmp_path)
+    monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
     templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weight_bytes)))
     assert lmdeploy.CHAT_TEMPLATE in templates
     assert "internlm2" in (tmp_path / "lmdeploy.log").read_text()
@@ -181,7 +181,7 @@ def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path,
 
 def test_a_server_can_be_asked_while_the_block_lasts_and_no_longer(tmp_path, monkeypatch):
     """LMDeploy's proxy is the one of its servers that needs no GPU."""
-    monkeypatch.setattr(lmdeploy, "FOLDER", tmp_path)
+    monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
     port = find_port("127.0.0.1", 0)
     options = ("--server-name", "127.0.0.1", "--server-port", port)
     proxy = lmdeploy.Command("serve proxy", options, "", CPU.device, lmdeploy.weight_bytes, "Uvicorn running on")

@@ -176,7 +176,7 @@ def test_what_the_server_refuses_is_told_in_its_words(url, tokenizer):
 def test_the_command_line_compares_two_servers(url, tmp_path, monkeypatch, capsys):
     write_samples(finetune.split_exam()[1][:OF_EACH_KIND], tmp_path / "test.jsonl")
     monkeypatch.setattr(compare, "WORKSPACE", tmp_path)
-    monkeypatch.setattr(compare, "questions", partial(compare.make_questions, count=OF_EACH_KIND))
+    monkeypatch.setattr(compare, "make_questions", partial(compare.make_questions, count=OF_EACH_KIND))
     monkeypatch.setattr(sys, "argv", ["served", "compare", "--before", url, "--after", url,
                                       "--tokenizer", str(profile.TINY_BASE)])
     remote.main()

@@ -5,10 +5,10 @@ python -m helpers.deploy.gguf MODEL FOLDER [--formats q8_0 q4_k_m q4_0]   those 
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import gguf
@@ -20,6 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from helpers.machine import commands
 from helpers.machine.commands import CourseError
+from helpers.machine.files import sha256
 from helpers.machine.process import shown
 
 F16 = "f16"
@@ -33,7 +34,7 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
     "InternLM2ForCausalLM": MODEL_ARCH.INTERNLM2,
 }
-PAIRED = (MODEL_ARCH.LLAMA, MODEL_ARCH.INTERNLM2)  # whose positions llama.cpp turns in neighbours, not in halves
+PAIRED = (MODEL_ARCH.LLAMA, MODEL_ARCH.INTERNLM2)  # llama.cpp rotates neighbouring rows of a head, not its halves
 # Scalings that change nothing within max_position_embeddings, which is as far as the GGUF file promises to read.
 HARMLESS_ROPE_SCALING = (None, "default", "dynamic")
 BYTES = {"type": "ByteLevel", "add_prefix_space": False}
@@ -54,10 +55,6 @@ NUL = "🐉"  # stands for the token of byte 0, which a C string cannot hold; ll
 BEGINNING = 1024  # bytes
 
 
-class Unsupported(CourseError):
-    """A model that cannot be converted: what about it, and in which file."""
-
-
 @dataclass(frozen=True)
 class Source:
     """A model folder, as far as a conversion reads it."""
@@ -65,43 +62,44 @@ class Source:
     folder: Path
 
     @cached_property
-    def config(self):
+    def config(self) -> dict:
         """config.json."""
         return self._json("config.json")
 
     @cached_property
-    def tokenizer_config(self):
+    def tokenizer_config(self) -> dict:
         """tokenizer_config.json."""
         return self._json("tokenizer_config.json")
 
     def _json(self, name):
         return json.loads(self.file(name).read_text(encoding="utf-8"))
 
-    def file(self, name):
+    def file(self, name: str) -> Path:
         """The path of a file that must be there."""
         if not (self.folder / name).is_file():
             raise FileNotFoundError(f"{shown(self.folder)} 里没有 {name}。"
                                     "请改成完整的模型文件夹，例如第 6 课的 workspace/merged。")
         return self.folder / name
 
-    def refuse(self, name, what):
-        """Raises what is not supported in a file."""
-        raise Unsupported(f"{shown(self.folder / name)}：不支持{what}。"
+    def refuse(self, name: str, what: str) -> None:
+        """Raises the error that tells what is not supported in a file."""
+        raise CourseError(f"{shown(self.folder / name)}：不支持{what}。"
                           f"这里只会转换 {'、'.join(ARCHITECTURES)}；"
                           "别的模型请用 llama.cpp 自己的 convert_hf_to_gguf.py。")
 
-    def refuse_any(self, name, odd):
-        """Raises the first that was found of what is not supported in a file."""
-        for what, found in odd.items():
-            if found:
+    def refuse_any(self, name: str, unsupported: dict[str, object]) -> None:
+        """Refuses the file if it has anything of {what is not supported: whether it has that}."""
+        for what, has_it in unsupported.items():
+            if has_it:
                 self.refuse(name, what)
 
     @cached_property
-    def architecture(self):
-        """The architecture in llama.cpp's terms, once everything that would change its computing is known."""
-        config, [name, *_] = self.config, self.config.get("architectures") or ["没有写名字的结构"]
+    def architecture(self) -> MODEL_ARCH:
+        """The architecture in llama.cpp's terms; a config that asks for anything else to be computed is refused."""
+        config = self.config
+        name = (config.get("architectures") or ["没有写名字的结构"])[0]
         scaling = config.get("rope_scaling") or {}
-        odd = {
+        self.refuse_any("config.json", {
             f"结构 {name}": name not in ARCHITECTURES,
             f"激活函数 hidden_act={config.get('hidden_act')}": config.get("hidden_act") != "silu",
             f"位置缩放 rope_scaling={scaling}":
@@ -111,45 +109,44 @@ class Source:
             "只转一部分的位置 partial_rotary_factor": config.get("partial_rotary_factor", 1) != 1,
             "注意力的偏置 bias": config.get("bias"),  # InternLM2's
             "已经量化过的权重 quantization_config": config.get("quantization_config"),
-        }
-        self.refuse_any("config.json", odd)
+        })
         return ARCHITECTURES[name]
 
     @property
-    def heads(self):
+    def heads(self) -> tuple[int, int]:
         """The numbers of query heads and of key-value heads."""
         queries = self.config["num_attention_heads"]
         return queries, self.config.get("num_key_value_heads") or queries
 
     @property
-    def head_dim(self):
+    def head_dim(self) -> int:
         """The numbers in one head."""
         return self.config.get("head_dim") or self.config["hidden_size"] // self.heads[0]
 
     @cached_property
-    def chat_template(self):
+    def chat_template(self) -> str:
         """The model's chat template."""
         separate = self.folder / "chat_template.jinja"
-        found = (separate.read_text(encoding="utf-8") if separate.is_file()
-                 else self.tokenizer_config.get("chat_template"))
-        if not isinstance(found, str):
+        if separate.is_file():
+            return separate.read_text(encoding="utf-8")
+        template = self.tokenizer_config.get("chat_template")
+        if not isinstance(template, str):
             self.refuse("tokenizer_config.json", "没有对话模板 chat_template 的模型")
-        return found
+        return template
 
     @cached_property
-    def weight_files(self):
+    def weight_files(self) -> list[Path]:
         """The safetensors files, all of them."""
         index = self.folder / "model.safetensors.index.json"
         names = set(self._json(index.name)["weight_map"].values()) if index.is_file() else ["model.safetensors"]
         return [self.file(name) for name in sorted(names)]
 
-    def sha256(self):
-        """The SHA-256 of everything that a conversion reads."""
+    def fingerprint(self) -> str:
+        """Changes with everything that a conversion reads."""
         digest = hashlib.sha256()
-        for file in sorted(file for file in self.folder.iterdir()
-                           if file.suffix in (".safetensors", ".json", ".model", ".jinja")):
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+        for file in sorted(self.folder.iterdir()):
+            if file.suffix in (".safetensors", ".json", ".model", ".jinja"):
+                digest.update(bytes.fromhex(sha256(file)))
         return digest.hexdigest()
 
 
@@ -158,51 +155,51 @@ class Part:
     """A tensor of the GGUF file: its name and shape there, and what reads it."""
 
     name: str
-    shape: tuple
-    read: Callable
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         """float16 for matrices, float32 for what is small and delicate."""
         return np.dtype(np.float16 if len(self.shape) > 1 else np.float32)
 
-    def numbers(self):
+    def numbers(self) -> np.ndarray:
         """The numbers as the file keeps them."""
         with np.errstate(over="ignore"):
             numbers = np.ascontiguousarray(self.read().reshape(self.shape).astype(self.dtype))
         if not np.isfinite(numbers).all():
-            raise Unsupported(f"{self.name} 里有超出 float16 范围的数，不能转换。"
+            raise CourseError(f"{self.name} 里有超出 float16 范围的数，不能转换。"
                               "请换一个训练得稳定的检查点，从第 6 课重新合并。")
         return numbers
 
 
-def make(model, folder, formats=tuple(QUANTIZED)):
+def make(model: str | Path, folder: str | Path, formats: Collection[str] = tuple(QUANTIZED)) -> dict[str, Path]:
     """The GGUF files of a model in float16 and in some formats, by format; those made from the same model stay."""
     files = {format_: Path(folder, f"{format_}.gguf") for format_ in (F16, *formats)}
-    origin = Source(Path(model)).sha256()
-    if not _says(files[F16], origin):
+    origin = Source(Path(model)).fingerprint()
+    if not _made_from(files[F16], origin):
         convert(model, files[F16])
     for format_ in formats:
-        if not _says(files[format_], origin):
+        if not _made_from(files[format_], origin):
             quantize(files[F16], files[format_], format_)
     return files
 
 
-def _says(file, origin):
-    """Whether a GGUF file tells at its beginning that it was made from that."""
+def _made_from(file, origin):
+    """Whether a GGUF file says at its beginning that it was made from the model with this fingerprint."""
     if not file.is_file():
         return False
     with file.open("rb") as content:
         return origin.encode() in content.read(BEGINNING)
 
 
-def convert(model, out):
+def convert(model: str | Path, out: str | Path) -> None:
     """Writes a model folder as a GGUF file in float16, a tensor at a time."""
     source = Source(Path(model))
     with _whole(out) as beside:
         writer = gguf.GGUFWriter(beside, gguf.MODEL_ARCH_NAMES[source.architecture])
         try:
-            writer.add_string("course.made_from", source.sha256())  # stays at the beginning, also when quantized
+            writer.add_string("course.made_from", source.fingerprint())  # stays at the beginning, also when quantized
             _describe(writer, source)
             _add_tokenizer(writer, source)
             parts = list(_parts(source))
@@ -218,7 +215,7 @@ def convert(model, out):
             writer.close()
 
 
-def quantize(source, out, format_):
+def quantize(source: str | Path, out: str | Path, format_: str) -> None:
     """Writes a GGUF file in fewer bits, with llama.cpp's own quantizer."""
     parameters = llama_cpp.LlamaModelQuantizeParams()
     parameters.ftype = int(QUANTIZED[format_])
@@ -233,7 +230,10 @@ def quantize(source, out, format_):
 
 @contextmanager
 def _whole(out):
-    """A path beside `out`, which takes its place when it is written to the end."""
+    """A path beside `out`, which takes its place when it is written to the end.
+
+    It is always the same one, so that what a killed conversion leaves, many gigabytes perhaps, is written over.
+    """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f"{out.name}.partial")
@@ -268,20 +268,28 @@ def _add_tokenizer(writer, source):
     texts = kind(writer, source)
     writer.add_chat_template(source.chat_template)
     writer.add_add_bos_token(False)  # the chat template writes it
-    for add, name in ((writer.add_bos_token_id, "bos_token_id"), (writer.add_pad_token_id, "pad_token_id")):
-        if source.config.get(name) is not None:
-            add(source.config[name])
+    if source.config.get("bos_token_id") is not None:
+        writer.add_bos_token_id(source.config["bos_token_id"])
+    if source.config.get("pad_token_id") is not None:
+        writer.add_pad_token_id(source.config["pad_token_id"])
+    writer.add_eos_token_id(_last_token(source, texts))
+
+
+def _last_token(source, texts):
+    """The id of the token after which an answer ends: that of a turn, if the chat template writes one."""
+    if END_OF_TURN in source.chat_template and END_OF_TURN in texts:
+        return texts.index(END_OF_TURN)
     ends = source.config["eos_token_id"]
-    ends_turn = END_OF_TURN in source.chat_template and END_OF_TURN in texts
-    writer.add_eos_token_id(texts.index(END_OF_TURN) if ends_turn else ends[0] if isinstance(ends, list) else ends)
+    return ends[0] if isinstance(ends, list) else ends
 
 
 def _add_byte_level_bpe(writer, source):
     """Writes the vocabulary and merges of a tokenizer.json; gives the text of each token."""
     name = "tokenizer.json"
     tokenizer = json.loads(source.file(name).read_text(encoding="utf-8"))
-    model, words = tokenizer["model"], _without_offsets(tokenizer["pre_tokenizer"])
-    odd = {
+    model = tokenizer["model"]
+    words = _without_offsets(tokenizer["pre_tokenizer"])
+    source.refuse_any(name, {
         f"分词器 {model['type']}": model["type"] != "BPE",
         "按字节补齐的 byte_fallback": model.get("byte_fallback"),
         "跳过合并的 ignore_merges": model.get("ignore_merges"),
@@ -289,15 +297,15 @@ def _add_byte_level_bpe(writer, source):
         f"文本规范化 normalizer={tokenizer['normalizer']}": tokenizer["normalizer"] not in NORMALIZERS,
         f"切词方式 pre_tokenizer={words}": words not in WORDS.values(),
         "比模型的 vocab_size 还大的词表": len(model.get("vocab", ())) > source.config["vocab_size"],
-    }
-    source.refuse_any(name, odd)
+    })
     texts, types = _padding(source)
     for text, number in model["vocab"].items():
         texts[number], types[number] = text, TokenType.NORMAL
     for token in tokenizer["added_tokens"]:
         _put_added(source, name, token["id"], token, texts, types)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(next(pre for pre, described in WORDS.items() if described == words))
+    [llama_cpps_name] = [known for known, described in WORDS.items() if described == words]
+    writer.add_tokenizer_pre(llama_cpps_name)
     writer.add_token_list(texts)
     writer.add_token_types(types)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
@@ -319,15 +327,14 @@ def _add_sentencepiece(writer, source):
     name, model = "tokenizer.model", sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(source.file(name).read_bytes())
     trained, normalizer = model.trainer_spec, model.normalizer_spec
-    odd = {
+    source.refuse_any(name, {
         "BPE 以外的 sentencepiece": trained.model_type != trained.BPE,
         "不按字节补齐的 sentencepiece": not trained.byte_fallback,
         f"文本规范化 {normalizer.name}": normalizer.name != "identity",
         "去掉多余空格的 remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
         "不转写空格的 escape_whitespaces": not normalizer.escape_whitespaces,
         "比模型的 vocab_size 还大的词表": len(model.pieces) > source.config["vocab_size"],
-    }
-    source.refuse_any(name, odd)
+    })
     texts, types = _padding(source)
     scores = [ADDED_SCORE] * len(texts)
     for number, piece in enumerate(model.pieces):
@@ -361,7 +368,7 @@ def _put_added(source, name, number, token, texts, types):
     types[number] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
 
 
-def _parts(source):
+def _parts(source) -> Iterator[Part]:
     """Every tensor of the GGUF file."""
     names = gguf.get_tensor_name_map(source.architecture, source.config["num_hidden_layers"])
     for file in source.weight_files:
@@ -393,11 +400,18 @@ def _cuts(source, name, shape):
     """
     if not name.endswith("attention.wqkv.weight"):
         return [(name, None, shape)]
-    (queries, keys), size, columns = source.heads, source.head_dim, shape[-1]
-    grouped = (keys, queries // keys + 2, size, columns)
-    return [(name.replace("wqkv", part), lambda weight, own=own: weight.reshape(grouped)[:, own].reshape(-1, columns),
-             (heads * size, columns))
-            for part, own, heads in (("wq", slice(-2), queries), ("wk", -2, keys), ("wv", -1, keys))]
+    queries, keys = source.heads
+    size, columns = source.head_dim, shape[-1]
+
+    def cut(weight, rows):
+        groups = weight.reshape(keys, queries // keys + 2, size, columns)
+        return groups[:, rows].reshape(-1, columns)
+
+    return [
+        (name.replace("wqkv", "wq"), partial(cut, rows=slice(-2)), (queries * size, columns)),
+        (name.replace("wqkv", "wk"), partial(cut, rows=-2), (keys * size, columns)),
+        (name.replace("wqkv", "wv"), partial(cut, rows=-1), (keys * size, columns)),
+    ]
 
 
 def _reader(source, file, name, cut, known):
@@ -422,7 +436,7 @@ def _paired(weight, heads):
 
 
 @commands.command
-def main():
+def main() -> None:
     """The command line."""
     parser = commands.parser("把模型文件夹转成 GGUF，再量化")
     parser.add_argument("model", help="模型文件夹，例如 workspace/merged")

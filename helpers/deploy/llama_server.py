@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,13 +24,14 @@ ERROR = re.compile(r"^\S+ E (.+)$", re.M)  # llama.cpp's way of logging one
 
 
 @contextmanager
-def serve(model, port=0, parallel=PARALLEL, ctx=CONTEXT, threads=0):
+def serve(model: str | Path, port: int = 0, parallel: int = PARALLEL, ctx: int = CONTEXT,
+          threads: int = 0) -> Iterator[str]:
     """Serves a GGUF file while the block lasts and gives the address for OpenAI clients; port 0 is any free one.
 
     Answers `parallel` conversations at the same time, each of at most `ctx` tokens (never more than the model knows),
     with so many threads; 0 is as many as suit the model. What it logs stays beside the model only if something failed.
     """
-    model = _checked(model)
+    model = _existing(model)
     port = find_port(HOST, port)
     log = model.with_suffix(f".{port}.log")  # another kernel may serve the same model
     command = [sys.executable, "-m", __spec__.name, model, "--port", port, "--parallel", parallel, "--ctx", ctx,
@@ -45,24 +47,25 @@ def serve(model, port=0, parallel=PARALLEL, ctx=CONTEXT, threads=0):
     log.unlink()
 
 
-def address(port):
+def address(port: int) -> str:
     """Where an OpenAI client finds a server of this machine."""
     return f"http://{HOST}:{port}/v1"
 
 
-def log_probabilities(url, ids):
-    """For every token the logarithm of how likely it is to come after these, as the model behind an address thinks."""
+def log_probabilities(url: str, ids: list[int]) -> list[float]:
+    """For every token of the vocabulary the logarithm of its probability after these, asked of a server."""
     with httpx.Client(base_url=url.removesuffix("/v1"), timeout=60) as client:
         vocabulary = client.get("/v1/models").json()["data"][0]["meta"]["n_vocab"]
         letter = client.post("/tokenize", json={"content": "a"}).json()["tokens"][-1]
         # Whatever it thinks, it must write a letter: of a token that writes nothing yet it would not tell a thing.
         answer = client.post("/completion", json={"prompt": ids, "n_predict": 1, "n_probs": vocabulary,
                                                   "logit_bias": [[letter, 1000]]}).json()
-    found = {token["id"]: token["logprob"] for token in answer["completion_probabilities"][0]["top_logprobs"]}
-    return [found[number] for number in range(vocabulary)]
+    written = answer["completion_probabilities"][0]
+    by_id = {token["id"]: token["logprob"] for token in written["top_logprobs"]}
+    return [by_id[number] for number in range(vocabulary)]
 
 
-def _checked(model):
+def _existing(model):
     model = Path(model)
     if not model.is_file():
         raise FileNotFoundError(f"没有模型文件 {process.shown(model)}。"
@@ -72,24 +75,29 @@ def _checked(model):
 
 def _why(log):
     """Why a server did not start: the first error that it logged, or else its last line."""
-    said = log.read_text(encoding="utf-8", errors="replace").strip()
-    first = ERROR.search(said)
-    reason = first[1] if first else (said.splitlines() or ["什么也没有输出"])[-1]
+    logged = log.read_text(encoding="utf-8", errors="replace").strip()
+    first = ERROR.search(logged)
+    last_line = (logged.splitlines() or ["什么也没有输出"])[-1]
+    reason = first[1] if first else last_line
     return (f"llama.cpp 的服务没有启动：{reason.strip()[:300]}。"
             f"文件坏了就重新转换；内存不够就减小 parallel 或 ctx。\n完整的日志：{process.shown(log)}")
 
 
 def _parameters(model, port, parallel, ctx, threads):
     parameters = xllamacpp.CommonParams()
-    parameters.model.path, parameters.model_alias = str(model), {model.stem}
-    parameters.port, parameters.n_parallel, parameters.n_ctx = port, parallel, parallel * ctx
+    parameters.model.path = str(model)
+    parameters.model_alias = {model.stem}
+    parameters.port = port
+    parameters.n_parallel = parallel
+    parameters.n_ctx = parallel * ctx
     suitable = 1 if model.stat().st_size < SMALL else LLAMA_CPPS_CHOICE
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads or suitable
+    parameters.cpuparams.n_threads = threads or suitable
+    parameters.cpuparams_batch.n_threads = threads or suitable
     return parameters
 
 
 @commands.command
-def main():
+def main() -> None:
     """The command line."""
     parser = commands.parser("用 llama.cpp 给一个 GGUF 模型开服务")
     parser.add_argument("model", help="GGUF 文件")
@@ -99,7 +107,8 @@ def main():
     parser.add_argument("--threads", type=int, default=0, help="用几个 CPU 核心，默认看模型大小")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    model, port = _checked(options.model), find_port(HOST, options.port)
+    model = _existing(options.model)
+    port = find_port(HOST, options.port)
     parameters = _parameters(model, port, options.parallel, options.ctx, options.threads)
     try:
         _running = xllamacpp.Server(parameters)

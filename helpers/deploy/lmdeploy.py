@@ -1,19 +1,20 @@
 """LMDeploy's commands: what each is for, what memory it takes, whether this machine can run it."""
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 from xtuner.utils import PROMPT_TEMPLATE
 
 from helpers.data.split import write_samples
 from helpers.machine import process, profile
-from helpers.train.check import encode
 from helpers.train.memory import GB, OVERHEAD, Shape
+from helpers.train.tokens import encode
 
 LMDEPLOY = profile.ROOT / "workspace" / "lmdeploy"  # where every command runs
 # The same marks as internlm2's, which also writes a system prompt of its own wherever a conversation has none.
@@ -39,15 +40,15 @@ class Command:
     ready: str = ""  # what a server prints when it can be asked
 
     @property
-    def words(self):
-        """The command as a program is given it."""
+    def words(self) -> list[str]:
+        """The command as a list of arguments."""
         return ["lmdeploy", *self.name.split(), *map(str, self.options)]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return shlex.join(self.words)
 
-    def obstacle(self, machine, shape):
-        """Why this machine cannot run it with a model of that shape; nothing if it can."""
+    def obstacle(self, machine: profile.Profile, shape: Shape) -> str:
+        """Why this machine cannot run it with a model of that shape; empty if it can."""
         if self.device != machine.device:
             return "要 NVIDIA 显卡，这台机器没有"
         needed = self.memory(shape) / GB
@@ -56,14 +57,15 @@ class Command:
         return ""
 
 
-def commands(model, machine):
+def commands(model: str | Path, machine: profile.Profile) -> dict[str, Command]:
     """Every LMDeploy command of the course for a model folder, by name."""
     model = os.path.relpath(model, LMDEPLOY)
     template = ("--chat-template", CHAT_TEMPLATE)
     engine = (model, *template, "--cache-max-entry-count", 0.4)  # of what the weights leave free; the default takes 0.8
     local = ("--server-name", "127.0.0.1", "--server-port")
     data = (model, "--calib-dataset", "pileval", "--calib-samples", SAMPLES, "--calib-seqlen", LENGTH)
-    quantize, here = (*data, "--device", machine.device), machine.device
+    here = machine.device
+    quantize = (*data, "--device", here)
     every = (
         Command("chat", engine, "在终端里和模型对话", "cuda", engine_memory),
         Command("serve api_server", (*engine, "--model-name", "assistant", *local, API_PORT),
@@ -82,39 +84,41 @@ def commands(model, machine):
     return {command.name: command for command in every}
 
 
-def run(command, typed=""):
+def run(command: Command, typed: str = "") -> Iterator[str]:
     """A command's output, line by line as it comes; raises process.Failed. Closing it ends the command."""
     LMDEPLOY.mkdir(parents=True, exist_ok=True)
     return process.lines(command.words, log=LMDEPLOY / "lmdeploy.log", cwd=LMDEPLOY, typed=typed, PYTHONUNBUFFERED="1")
 
 
 @contextmanager
-def serve(command):
-    """Runs a server while the block lasts, from when it can be asked; gives the line in which it says so."""
+def serve(command: Command) -> Iterator[str]:
+    """Runs a server while the block lasts; gives the line in which it says that it can be asked."""
     with closing(run(command)) as lines:
         yield next(line for line in lines if command.ready in line)
 
 
-def write_calibration(samples, tokenizer):
+def write_calibration(samples: list[dict], tokenizer: PreTrainedTokenizerBase) -> Path:
     """Writes samples, as they were trained on, where the quantizing commands look for them; gives the file."""
-    template, path = PROMPT_TEMPLATE.internlm2_chat, LMDEPLOY / DATASET / "validation.jsonl"
-    texts = [tokenizer.decode(encode(sample["conversation"], template, tokenizer)[0]) for sample in samples]
-    first = tokenizer.bos_token or ""  # LMDeploy writes it itself
-    write_samples([{"text": text.removeprefix(first)} for text in texts], path)
+    path = LMDEPLOY / DATASET / "validation.jsonl"
+    start = tokenizer.bos_token or ""  # LMDeploy writes it itself
+    rows = []
+    for sample in samples:
+        ids, _ = encode(sample["conversation"], PROMPT_TEMPLATE.internlm2_chat, tokenizer)
+        rows.append({"text": tokenizer.decode(ids).removeprefix(start)})
+    write_samples(rows, path)
     return path
 
 
-def dequantized(folder):
-    """The weights of a quantized folder as the numbers that they stand for, to load into the model as it was before."""
-    stored = {name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+def dequantized(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of a quantized folder as plain numbers, under the names of the model as it was before."""
+    stored = {}
+    for file in Path(folder).glob("*.safetensors"):
+        stored |= load_file(file)
     plain = {}
     for name, tensor in stored.items():
         layer, _, part = name.rpartition(".")
         if part == "qweight":
-            scales = stored[f"{layer}.scales"]
-            zeros = _nibbles(stored[f"{layer}.qzeros"])
-            zeros, scales = (each.repeat_interleave(len(tensor) // len(scales), 0) for each in (zeros, scales))
-            plain[f"{layer}.weight"] = ((_nibbles(tensor) - zeros) * scales).T
+            plain[f"{layer}.weight"] = _from_awq(tensor, stored[f"{layer}.qzeros"], stored[f"{layer}.scales"])
         elif tensor.dtype == torch.int8:
             plain[name] = tensor * stored[f"{layer}.scale"]
         elif part not in ("qzeros", "scales", "scale"):
@@ -122,35 +126,46 @@ def dequantized(folder):
     return plain
 
 
+def _from_awq(weights, zeros, scales):
+    """An AWQ layer's weights as plain numbers; every group of rows shares a row of zero points and of scales."""
+    rows_per_group = len(weights) // len(scales)
+    zeros = _nibbles(zeros).repeat_interleave(rows_per_group, 0)
+    scales = scales.repeat_interleave(rows_per_group, 0)
+    return ((_nibbles(weights) - zeros) * scales).T
+
+
 def _nibbles(packed):
     """Eight columns of 4 bits for each of 32."""
-    return (packed[..., None] >> torch.arange(0, 32, 4) & 15)[..., NIBBLES].flatten(1)
+    bits = packed[..., None] >> torch.arange(0, 32, 4) & 15
+    return bits[..., NIBBLES].flatten(1)
 
 
-def weight_bytes(shape, linear_bytes=2):
+def weight_bytes(shape: Shape, linear_bytes: float = 2) -> float:
     """The bytes of a model in 16 bits whose linear layers take so many per weight."""
     return shape.linear_weights * linear_bytes + shape.other_weights * 2
 
 
-def awq_bytes(shape):
+def awq_bytes(shape: Shape) -> float:
     """The bytes of a model that auto_awq has quantized: 4 bits, and a scale and a zero point for each group."""
     return weight_bytes(shape, 1 / 2 + (2 + 1 / 2) / GROUP)
 
 
-def w8a8_bytes(shape):
+def w8a8_bytes(shape: Shape) -> float:
     """The bytes of a model that smooth_quant has quantized."""
     return weight_bytes(shape, 1)
 
 
-def engine_memory(shape):
+def engine_memory(shape: Shape) -> float:
     """The memory of an engine: the weights, the keys and values of one conversation, the CUDA context."""
-    cache = 2 * 2 * CONTEXT * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
-    return weight_bytes(shape) + cache + OVERHEAD
+    numbers = 2 * CONTEXT * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
+    return weight_bytes(shape) + 2 * numbers + OVERHEAD
 
 
-def calibration_memory(shape):
+def calibration_memory(shape: Shape) -> float:
     """The memory of a calibration: one layer at a time, the embeddings, and what all blocks are between two layers."""
-    layer, embeddings = 2 * shape.linear_weights / shape.num_hidden_layers, 2 * shape.vocab_size * shape.hidden_size
+    layer = 2 * shape.linear_weights / shape.num_hidden_layers
+    embeddings = 2 * shape.vocab_size * shape.hidden_size
     # The last norm holds them in 16 bits and twice in 32; attention holds one block's scores in 16 and 32.
-    between, scores = 10 * SAMPLES * LENGTH * shape.hidden_size, 6 * shape.num_attention_heads * LENGTH**2
+    between = (2 + 4 + 4) * SAMPLES * LENGTH * shape.hidden_size
+    scores = (2 + 4) * shape.num_attention_heads * LENGTH**2
     return layer + embeddings + between + scores + OVERHEAD

@@ -5,21 +5,25 @@ python -m helpers.deploy.remote page [--left PLACE] [--right PLACE] [--tokenizer
 A PLACE is a model folder, or the address of a server (llama.cpp, LMDeploy, vLLM), such as http://127.0.0.1:8080/v1.
 """
 import warnings
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import openai
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from helpers.ask import chat, models, page
 from helpers.data.split import read_samples
 from helpers.judge import compare, report
+from helpers.judge.provenance import provenance
+from helpers.knowledge.corpus import Question
 from helpers.machine import commands, profile
 from helpers.machine.commands import CourseError
 
 AT_ONCE = 16  # questions on their way to a server
-MAX_TOKENS = 96  # of an answer in the comparison, as in probe.ask
+MAX_TOKENS = 96  # of an answer in the comparison, as in models.ask
 
 
 class ServerError(CourseError):
@@ -29,30 +33,32 @@ class ServerError(CourseError):
 class Server:
     """A model behind an address; `tokenizer` is its own, so that no text forges a turn: servers do not look."""
 
-    def __init__(self, url, tokenizer):
+    def __init__(self, url: str, tokenizer: PreTrainedTokenizerBase):
         self.url, self.tokenizer = url, tokenizer
         self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-        with self._spoken():
+        with self._errors_explained():
             self.model = self.client.models.list().data[0].id
 
-    def answer(self, messages, max_tokens=MAX_TOKENS):
+    def answer(self, messages: list[dict], max_tokens: int = MAX_TOKENS) -> str:
         """The likeliest answer to a conversation."""
-        with self._spoken():
+        with self._errors_explained():
             done = self._ask(messages, max_tokens=max_tokens, temperature=0)
         return done.choices[0].message.content.strip()
 
-    def answers(self, questions, at_once=AT_ONCE):
+    def answers(self, questions: list[Question], at_once: int = AT_ONCE) -> list[str]:
         """The answer to each question, in order, so many of them asked at the same time."""
-        opened = [[{"role": "system", "content": asked.system}] if asked.system else [] for asked in questions]
-        conversations = [[*opening, {"role": "user", "content": asked.question}]
-                         for opening, asked in zip(opened, questions)]
+        conversations = []
+        for question in questions:
+            opening = [{"role": "system", "content": question.system}] if question.system else []
+            conversations.append([*opening, {"role": "user", "content": question.question}])
         with ThreadPoolExecutor(at_once) as threads:
             return list(threads.map(self.answer, conversations))
 
-    def stream(self, messages, temperature=0, top_p=1, max_tokens=chat.MAX_NEW_TOKENS):
+    def stream(self, messages: list[dict], temperature: float = 0, top_p: float = 1,
+               max_tokens: int = chat.MAX_NEW_TOKENS) -> Iterator[str]:
         """Yields the answer to a conversation again and again as it grows; who stops reading stops the writing."""
         answer = ""
-        with self._spoken(), self._ask(messages, max_tokens=max_tokens, temperature=temperature, top_p=top_p,
+        with self._errors_explained(), self._ask(messages, max_tokens=max_tokens, temperature=temperature, top_p=top_p,
                                        stream=True) as pieces:
             for piece in pieces:
                 if text := piece.choices and piece.choices[0].delta.content:
@@ -64,8 +70,8 @@ class Server:
         return self.client.chat.completions.create(model=self.model, messages=plain, **options)
 
     @contextmanager
-    def _spoken(self):
-        """Says in a sentence what goes wrong between us and the server."""
+    def _errors_explained(self):
+        """Turns an error between us and the server into a sentence that says what to do."""
         try:
             yield
         except openai.APIConnectionError as error:
@@ -75,19 +81,24 @@ class Server:
                               "别的原因请看服务的日志。") from error
 
 
-def answers_of(place, questions, tokenizer):
+def answers_of(place: str | Path, questions: list[Question], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The answers to all questions of the model in a folder or behind an address."""
-    return Server(place, tokenizer).answers(questions) if is_address(place) else compare.answers_of(place, questions)
+    if is_address(place):
+        return Server(place, tokenizer).answers(questions)
+    return compare.answers_of(place, questions)
 
 
-def load_answerers(places, tokenizer, gpu):
+def load_answerers(places: dict[str, str | Path], tokenizer: PreTrainedTokenizerBase,
+                   gpu: profile.Gpu | None) -> dict[str, Callable]:
     """The page's answerer for each named place, a folder or an address."""
-    folders = {name: place for name, place in places.items() if not is_address(place)}
-    loaded = page.load_answerers(folders, gpu)
-    return {name: loaded.get(name) or Server(place, tokenizer).stream for name, place in places.items()}
+    loaded = page.load_answerers({name: place for name, place in places.items() if not is_address(place)}, gpu)
+    answerers = {}
+    for name, place in places.items():  # the page shows them in this order
+        answerers[name] = Server(place, tokenizer).stream if is_address(place) else loaded[name]
+    return answerers
 
 
-def is_address(place):
+def is_address(place: str | Path) -> bool:
     """Whether a place is a server's address and not a folder."""
     return str(place).startswith(("http://", "https://"))
 
@@ -95,13 +106,15 @@ def is_address(place):
 def _compare(options):
     before, after = _places(options.before, options.after)
     exam = profile.made_by("第 2 课", compare.WORKSPACE / "test.jsonl")
-    name, tokenizer = options.name or profile.current().own_name, _tokenizer(options)
-    asked = compare.make_questions(read_samples(exam), name=name)
-    rows = compare.compare(asked, answers_of(before, asked, tokenizer), answers_of(after, asked, tokenizer))
-    made = compare.provenance(Path(before), Path(after), exam, name)
-    made["settings"] |= {f"{side}的服务": place for side, place in (("微调前", before), ("微调后", after))
-                         if is_address(place)}
-    comparison = compare.Comparison(rows, made)
+    name = options.name or profile.current().own_name
+    tokenizer = _tokenizer(options)
+    questions = compare.make_questions(read_samples(exam), name=name)
+    rows = compare.compare(questions, answers_of(before, questions, tokenizer), answers_of(after, questions, tokenizer))
+    settings = compare.settings(name)
+    for side, place in (("微调前", before), ("微调后", after)):
+        if is_address(place):
+            settings[f"{side}的服务"] = place
+    comparison = compare.Comparison(rows, provenance(before, after, exam, settings))
     print(*report.conclusions(comparison), sep="\n")
     print(f"报告：{report.write(comparison, options.out / 'report.html')}")
 
@@ -126,23 +139,28 @@ def _tokenizer(options):
 
 
 @commands.command
-def main():
+def main() -> None:
     """The command line."""
     parser = commands.parser("对比和网页，模型可以在服务器上")
     choices = parser.add_subparsers(required=True, metavar="compare|page")
     comparison = choices.add_parser("compare", help="前后对比，写一份报告")
+    comparison.set_defaults(run=_compare)
+    _add_places(comparison, "--before", "--after")
     comparison.add_argument("--name", help="助手该怎样称呼自己（默认：基座自己的名字）")
     comparison.add_argument("--out", type=Path, default=compare.WORKSPACE / "deploy", help="报告写到哪里")
     dialogue = choices.add_parser("page", help="并排对话的网页")
+    dialogue.set_defaults(run=_page)
+    _add_places(dialogue, "--left", "--right")
     dialogue.add_argument("--port", type=int, default=7860, help="默认 %(default)s；0 是随便一个空闲的")
-    for command, run, sides in ((comparison, _compare, ("--before", "--after")),
-                                (dialogue, _page, ("--left", "--right"))):
-        command.set_defaults(run=run)
-        for side, default in zip(sides, ("这台机器的基座", "workspace/merged")):
-            command.add_argument(side, help=f"模型文件夹，或者服务的地址（默认：{default}）")
-        command.add_argument("--tokenizer", help="服务器上模型的分词器在哪个文件夹（默认：workspace/merged）")
     options = parser.parse_args()
     options.run(options)
+
+
+def _add_places(parser: ArgumentParser, first: str, second: str) -> None:
+    """The options for two models, which both commands have."""
+    parser.add_argument(first, help="模型文件夹，或者服务的地址（默认：这台机器的基座）")
+    parser.add_argument(second, help="模型文件夹，或者服务的地址（默认：workspace/merged）")
+    parser.add_argument("--tokenizer", help="服务器上模型的分词器在哪个文件夹（默认：workspace/merged）")
 
 
 if __name__ == "__main__":
