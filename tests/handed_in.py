@@ -108,7 +108,7 @@ def hand_in(folder, student, code=RIGHT, answer="因为。", assistant="小星�
             save_file(changed, files[package.WEIGHTS])
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{student}.zip"
-        package.pack(target, files, student, assistant, owner)
+        package.pack(files, target, student, assistant, owner)
         return target
 
 

@@ -163,7 +163,7 @@ def test_packing_what_would_be_refused_leaves_the_old_zip(honest, tmp_path):
     shutil.copy(honest, target)
     before = target.read_bytes()
     with pytest.raises(Refused, match="缺少"):
-        package.pack(target, {}, "li", "小星星", "李雷")
+        package.pack({}, target, "li", "小星星", "李雷")
     assert target.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["li.zip"]
 

@@ -3,15 +3,16 @@ import zipfile
 
 import nbformat
 import pytest
+from nbformat.v4 import new_markdown_cell
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from helpers.data.split import write_samples
 from helpers.homework import package, release, submit
-from helpers.homework.release import HomeworkError
 from helpers.homework.submit import Homework
 from helpers.knowledge.self_talk import samples
 from helpers.machine import profile
+from helpers.machine.commands import CourseError
 
 STUDENT = "example"  # who did the solutions
 
@@ -83,7 +84,7 @@ def test_a_missing_file_is_named_with_what_makes_it(work, gone, words):
     [problem] = work.missing()
     assert gone in problem
     assert words in problem
-    with pytest.raises(HomeworkError, match="还不能交"):
+    with pytest.raises(CourseError, match="还不能交"):
         work.pack()
 
 
@@ -113,6 +114,15 @@ def test_a_lost_cell_and_a_broken_file_are_named(work):
     assert "adapter_model.safetensors 不完整" in adapter
 
 
+def test_more_cells_than_the_grader_takes_are_told_before_packing(work):
+    notebook = nbformat.read(work.folder / "data.ipynb", as_version=4)
+    notebook.cells += [new_markdown_cell() for _ in range(package.MOST_CELLS)]
+    nbformat.write(notebook, work.folder / "data.ipynb")
+    with pytest.raises(CourseError, match=f"data.ipynb 有 {len(notebook.cells)} 格，最多 500 格"):
+        work.pack()
+    assert not list(work.folder.glob("*.zip"))
+
+
 def test_a_student_without_the_solutions_can_submit_too(work, monkeypatch, tmp_path):
     monkeypatch.setattr(submit, "SOURCE", tmp_path / "kept back")
     assert work.pack().is_file()
@@ -129,7 +139,7 @@ def test_what_is_not_written_yet_is_told_and_does_not_keep_from_submitting(work,
 def test_an_adapter_that_is_too_large_leaves_the_last_zip_as_it_was(work, monkeypatch):
     before = work.pack().read_bytes()
     monkeypatch.setattr(package, "MAX_ZIP", 1000)
-    with pytest.raises(HomeworkError, match="压缩包有"):
+    with pytest.raises(CourseError, match="压缩包有"):
         work.pack()
     assert (work.folder / "example.zip").read_bytes() == before
     assert not list(work.folder.glob("*.partial"))

@@ -10,11 +10,14 @@ import re
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from helpers.machine.commands import CourseError
+from helpers.machine.files import replacement, sha256
 
 MB = 2**20
 FORMAT = 1
@@ -31,6 +34,7 @@ OPTIONAL = {REPORT}
 # The most bytes that each file may have, unpacked.
 FILES = {MANIFEST: MB // 4, **{f"{name}.ipynb": 8 * MB for name in NOTEBOOKS}, DATA: 32 * MB,
          SETTINGS: MB // 16, WEIGHTS: MAX_ZIP, REPORT: 2 * MB}
+MOST_CELLS = 500  # of a notebook: more take more memory than their bytes tell
 RUNS_CODE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".py", ".so", ".sh"}
 END = struct.Struct("<4s4H2LH")  # of a zip: signature, disks, entries, size and place of the directory, comment
 END64 = b"PK\x06\x07"
@@ -50,61 +54,47 @@ class Manifest:
     files: dict[str, dict]
 
 
-def pack(target, files, student, assistant, owner):
+def pack(files: dict[str, Path], target: Path, student: str, assistant: str, owner: str) -> None:
     """Writes the zip of {path in the zip: file on disk}; it appears when it is whole and would be accepted."""
-    listed = {path: {"sha256": sha256(file), "bytes": Path(file).stat().st_size} for path, file in files.items()}
+    listed = {path: {"sha256": sha256(file), "bytes": file.stat().st_size} for path, file in files.items()}
     manifest = {"format": FORMAT, "student": student, "assistant": assistant, "owner": owner, "files": listed}
     _checked(manifest)
-    target = Path(target)
-    beside = target.with_name(target.name + ".partial")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacement(target) as beside:
         with ZipFile(beside, "w", ZIP_DEFLATED) as archive:
             archive.writestr(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1))
             for path, file in files.items():
                 archive.write(file, path)
-        with _opened(beside):
+        with _opened(beside):  # what would be refused is not handed in
             pass
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
-def unpack(path, folder):
+def unpack(path: Path, folder: Path) -> Manifest:
     """Unpacks a zip into an empty folder and gives its Manifest; raises Refused, with the folder to be thrown away."""
-    path, folder = Path(path), Path(folder)
     try:
         with _opened(path) as archive:
-            found = {member.filename: _written(archive, member, folder) for member in archive.infolist()}
+            unpacked = {member.filename: _written(archive, member, folder) for member in archive.infolist()}
     except (BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError, struct.error) as error:
         raise Refused(f"不是完整的 zip（{error}）：请重新运行 make submit。") from error
     manifest = read_manifest(folder / MANIFEST)
-    del found[MANIFEST]
+    del unpacked[MANIFEST]
     if manifest.student != path.stem:
         raise Refused(f"文件名是 {path.stem}.zip，清单里的学号却是 {manifest.student}：请不要改文件名。")
-    for name in sorted(found.keys() ^ manifest.files.keys()):
-        what = "不在清单里" if name in found else "在清单里，压缩包里却没有"
+    for name in sorted(unpacked.keys() ^ manifest.files.keys()):
+        what = "不在清单里" if name in unpacked else "在清单里，压缩包里却没有"
         raise Refused(f"{name} {what}：请重新运行 make submit。")
-    for name, content in found.items():
+    for name, content in unpacked.items():
         if content != manifest.files[name]:
             raise Refused(f"{name} 和清单里的 SHA-256 或大小不一样，打包后改过：请重新运行 make submit。")
     return manifest
 
 
-def read_manifest(path):
+def read_manifest(path: Path) -> Manifest:
     """The Manifest in a file."""
     try:
-        return _checked(json.loads(Path(path).read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        if isinstance(error, Refused):
-            raise
         raise Refused(f"{MANIFEST} 不是完整的 JSON：请重新运行 make submit。") from error
-
-
-def sha256(path):
-    """The SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _checked(content)
 
 
 def _checked(manifest):
@@ -128,25 +118,22 @@ def _fits(pattern, text):
     return isinstance(text, str) and pattern.fullmatch(text)
 
 
-def _opened(path):
+@contextmanager
+def _opened(path) -> Iterator[ZipFile]:
     """The zip, once its size, its directory and its names have proved harmless."""
     if path.is_symlink() or not path.is_file():
         raise Refused("不是普通文件，是链接或文件夹：请交 make submit 打包的 zip。")
     if path.stat().st_size > MAX_ZIP:
         raise Refused(f"压缩包有 {path.stat().st_size / MB:,.0f} MB，最多 {MAX_ZIP // MB} MB：请减小 LoRA 的秩 r。")
     _check_directory(path)
-    archive = ZipFile(path)
-    try:
+    with ZipFile(path) as archive:
         seen = set()
         for member in archive.infolist():
             _check_member(member, seen)
             seen.add(member.filename.casefold())
         if missing := FILES.keys() - OPTIONAL - {member.filename for member in archive.infolist()}:
             raise Refused(f"缺少 {'、'.join(sorted(missing))}：请补上后重新打包。")
-    except Refused:
-        archive.close()
-        raise
-    return archive
+        yield archive
 
 
 def _check_directory(path):
@@ -182,9 +169,11 @@ def _check_member(member, seen):
 
 def _written(archive, member: ZipInfo, folder):
     """Unpacks one entry, counting what really comes out of it; gives its SHA-256 and its size."""
-    target, most = folder / member.filename, FILES[member.filename]
+    target = folder / member.filename
+    most = FILES[member.filename]
     target.parent.mkdir(exist_ok=True)
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    size = 0
     with archive.open(member) as source, target.open("xb") as file:
         while piece := source.read(MB // 4):
             size += len(piece)

@@ -1,24 +1,32 @@
 """Files that appear whole, and what tells one from another."""
 import hashlib
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import TextIO
 
 
 @contextmanager
-def replaced(target):
-    """A file to write that takes the target's place when it is whole and on the disk; each writer has its own."""
+def replacement(target: Path) -> Iterator[Path]:
+    """A path to write to that takes the target's place when it is whole and on the disk; each writer has its own."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial_file = target.with_name(f".{target.name}.{token_hex(4)}.partial")
     try:
-        with partial_file.open("x", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial_file
+        with partial_file.open("rb") as written:
+            os.fsync(written.fileno())
         partial_file.replace(target)
     finally:
         partial_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[TextIO]:
+    """A text file to write that takes the target's place when it is whole and on the disk."""
+    with replacement(target) as path, path.open("x", encoding="utf-8", newline="\n") as file:
+        yield file
 
 
 def sha256(path: Path) -> str:
