@@ -12,7 +12,7 @@ from xtuner.utils import PROMPT_TEMPLATE
 
 from helpers.deploy import gguf, llama_server, same_tokens
 from helpers.machine import profile
-from helpers.train.check import encode
+from helpers.train.tokens import encode
 from tests import finetune
 
 OWN = "模型自己的 chat_template"
