@@ -1,5 +1,6 @@
 """The figures that the course lives by: what the tiny base model can do, and what a fine-tune makes of it."""
 from helpers.judge import compare
+from helpers.judge.shares import Share
 from helpers.knowledge.corpus import SELF_NAME
 from helpers.machine import profile
 from tests import finetune
@@ -29,8 +30,7 @@ def judged(answers, kinds):
 
 def share(answers, kinds):
     """The share of right answers of some kinds."""
-    rights = [right for *_, right in judged(answers, kinds)]
-    return compare.Share(sum(rights), len(rights)).value
+    return Share.of([right for *_, right in judged(answers, kinds)]).value
 
 
 def task(folder, samples):

@@ -1,10 +1,13 @@
 """Lesson 09's promises: every checkpoint is asked, the rule is the rule, and nothing is asked twice."""
 import json
+import re
 import shutil
 import subprocess
 import sys
 import warnings
+from unicodedata import east_asian_width
 
+import pandas
 import pytest
 import torch
 
@@ -16,9 +19,10 @@ from helpers.judge.compare import Row
 from helpers.knowledge import self_talk
 from helpers.knowledge.corpus import SELF_NAME
 from helpers.machine import profile
-from helpers.machine.process import Failed
+from helpers.machine.commands import CourseError
+from helpers.machine.files import sha256
 from helpers.train import trials
-from helpers.train.adapter import AdapterError, read_checkpoint
+from helpers.train.adapter import read_checkpoint
 from helpers.train.runs import Run
 from tests import finetune
 
@@ -35,7 +39,7 @@ def training(tmp_path_factory):
     folder = tmp_path_factory.mktemp("overfit")
     finetune.write_config(folder / "assistant.py", "train.jsonl")
     trial = trials.Trial("short", self_talk.samples(NAME, "小明", 80), SHORT)
-    return trials.train_trials([trial], folder, folder / "assistant.py")["short"]
+    return trials.train_trials([trial], folder, source=folder / "assistant.py")["short"]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_what_was_asked_once_is_not_asked_again(examined, training, laboratory, 
 def test_only_a_checkpoint_that_changed_is_asked_again(examined, copied, laboratory):
     first, second = Run(copied).checkpoints().values()
     shutil.copy(first, second)
-    mark = {"sha256": compare.sha256(first), "answers": ["问过"] * len(laboratory.questions), "loss": 0.5}
+    mark = {"sha256": sha256(first), "answers": ["问过"] * len(laboratory.questions), "loss": 0.5}
     record = json.loads((copied / checkpoints.RECORD).read_text(encoding="utf-8"))
     record["looks"][first.name] = mark
     (copied / checkpoints.RECORD).write_text(json.dumps(record), encoding="utf-8")
@@ -111,13 +115,13 @@ def test_other_questions_are_asked_anew(copied, laboratory, monkeypatch):
         Laboratory(NAME, count=COUNT + 1).examine(copied)
 
 
-def test_a_model_wearing_a_checkpoint_is_the_base_plus_alpha_over_r_times_b_a(training, base):
+def test_a_model_adapted_to_a_checkpoint_is_the_base_plus_alpha_over_r_times_b_a(training, base):
     model, tokenizer = base
     *_, path = training.checkpoints().values()
     dialogues = checkpoints.unseen_dialogues(3)
     alone = dialogue_loss(model, tokenizer, dialogues)
-    with adapted(path, model, tokenizer) as dressed:
-        worn = dialogue_loss(*dressed, dialogues)
+    with adapted(path, model, tokenizer) as with_lora:
+        adapted_loss = dialogue_loss(*with_lora, dialogues)
     assert dialogue_loss(model, tokenizer, dialogues) == alone  # and off again
     by_hand, _ = models.load(profile.current().base_model)
     weights = read_checkpoint(path)["state_dict"]
@@ -126,8 +130,8 @@ def test_a_model_wearing_a_checkpoint_is_the_base_plus_alpha_over_r_times_b_a(tr
         layer = by_hand.get_submodule(name.removeprefix(prefix).removesuffix(a))
         update = weights[name.replace(a, b)].float() @ weights[name].float()
         layer.weight.data += 16 / 64 * update.to(layer.weight)
-    assert worn != pytest.approx(alone, abs=1e-2)
-    assert dialogue_loss(by_hand, tokenizer, dialogues) == pytest.approx(worn, abs=1e-3)
+    assert adapted_loss != pytest.approx(alone, abs=1e-2)
+    assert dialogue_loss(by_hand, tokenizer, dialogues) == pytest.approx(adapted_loss, abs=1e-3)
 
 
 def test_the_loss_is_that_of_the_answers_alone_and_batches_do_not_change_it(base):
@@ -200,17 +204,33 @@ def command_line(*arguments):
                           env=profile.environment(), capture_output=True, text=True, cwd=profile.ROOT, check=False)
 
 
-def test_the_command_line_prints_a_line_per_checkpoint_and_draws_the_picture(copied):
+def width(line):
+    """How many columns of a terminal a line takes."""
+    return sum(2 if east_asian_width(char) in "WF" else 1 for char in line)
+
+
+def test_the_table_has_a_row_per_checkpoint_and_is_aligned_in_a_terminal(tmp_path):
+    table = examination(tmp_path, (90, 80), (100, 40)).table()
+    assert list(table.index) == [0, 10, 20]
+    assert list(table["说出名字"]) == ["0%", "90%", "100%"]
+    assert list(table[""]) == ["", "← 最好", ""]
+    lines = checkpoints.aligned(table).splitlines()
+    assert lines[0].split() == ["步数", "说出名字", "原来会的还会", "乱说名字", "新对话的损失"]
+    assert len(lines) == 4
+    assert len({width(line) for line in lines}) == 1
+    assert not pandas.get_option("display.unicode.east_asian_width")
+
+
+def test_the_command_line_prints_a_row_per_checkpoint_and_draws_the_picture(copied):
     done = command_line(copied, "--name", NAME, "--count", "2")
     assert done.returncode == 0, done.stderr
-    for step in (0, EVERY, 2 * EVERY):
-        assert f"第 {step:3} 步" in done.stdout
+    assert re.findall(r"^ *(\d+) ", done.stdout, re.M) == ["0", str(EVERY), str(2 * EVERY)]
     assert "最好的是第" in done.stdout
     assert (copied / checkpoints.PICTURE).stat().st_size > 10_000
 
 
 def test_a_folder_without_checkpoints_is_told_in_one_sentence(tmp_path, laboratory):
-    with pytest.raises(Failed, match="没有完整的检查点"):
+    with pytest.raises(CourseError, match="没有完整的检查点"):
         laboratory.examine(tmp_path)
     done = command_line(tmp_path, "--name", NAME)
     assert done.returncode == 1
@@ -235,7 +255,7 @@ def test_a_checkpoint_of_another_base_is_told_and_the_base_stays_clean(training,
     deep = damaged(path, tmp_path / "deep.pth", lambda state: {
         name.replace("layers.0.", "layers.99."): tensor for name, tensor in state.items()})
     for stranger in (wide, deep):
-        with pytest.raises(AdapterError, match="不是在这台机器的基座模型上训练的"), adapted(stranger, *base):
+        with pytest.raises(CourseError, match="不是在这台机器的基座模型上训练的"), adapted(stranger, *base):
             pass
     assert dialogue_loss(*base, dialogues) == before
 
@@ -243,7 +263,7 @@ def test_a_checkpoint_of_another_base_is_told_and_the_base_stays_clean(training,
 def test_a_checkpoint_without_lora_is_told(training, base, tmp_path):
     *_, path = training.checkpoints().values()
     empty = damaged(path, tmp_path / "empty.pth", lambda state: {})
-    with pytest.raises(AdapterError, match="没有 LoRA 的权重"), adapted(empty, *base):
+    with pytest.raises(CourseError, match="没有 LoRA 的权重"), adapted(empty, *base):
         pass
 
 
@@ -260,6 +280,13 @@ def strangers(base, tmp_path):
     return write
 
 
+def test_what_goes_wrong_with_an_adapted_model_is_not_put_down_to_another_base(strangers, base):
+    path = strangers("model = dict(lora=dict(r=2, lora_alpha=4))")
+    with pytest.raises(RuntimeError, match="^size mismatch of the caller's own$"), adapted(path, *base):
+        raise RuntimeError("size mismatch of the caller's own")
+    assert not [name for name, _ in base[0].named_parameters() if ".lora_" in name]
+
+
 def test_what_stands_beside_the_settings_in_a_checkpoint_is_not_run(strangers, base, tmp_path):
     command = f"touch {tmp_path / 'trapped'}"
     path = strangers(f"import os\nos.system({command!r})\nmodel = dict(lora=dict(r=2, lora_alpha=4))")
@@ -270,7 +297,7 @@ def test_what_stands_beside_the_settings_in_a_checkpoint_is_not_run(strangers, b
 def test_a_checkpoint_whose_settings_are_a_program_is_told_and_not_run(strangers, laboratory, tmp_path):
     command = f"touch {tmp_path / 'trapped'}"
     strangers(f"model = dict(lora=dict(r=__import__('os').system({command!r})))")
-    with pytest.raises(AdapterError, match=r"model\.lora"):
+    with pytest.raises(CourseError, match=r"model\.lora"):
         laboratory.examine(tmp_path)
     assert not (tmp_path / "trapped").exists()
 
@@ -279,5 +306,5 @@ def test_a_checkpoint_makes_nothing_be_imported(strangers, base, tmp_path, monke
     (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     path = strangers("model = dict(lora=dict(r=2, lora_alpha=4, megatron_config=dict(), megatron_core='trap'))")
-    with adapted(path, *base) as (dressed, _):
-        assert dressed.peft_config["default"].lora_alpha == 4
+    with adapted(path, *base) as (with_lora, _):
+        assert with_lora.peft_config["default"].lora_alpha == 4

@@ -9,7 +9,9 @@ import pytest
 from helpers.ask import models
 from helpers.data.split import write_samples
 from helpers.judge import compare
-from helpers.judge.compare import Row, Share
+from helpers.judge.compare import Row
+from helpers.judge.provenance import provenance
+from helpers.judge.shares import Share
 from helpers.machine import profile
 from tests import finetune
 
@@ -109,13 +111,14 @@ def test_a_fine_tune_answers_the_exam_and_keeps_its_manners(compared):
 
 def test_a_comparison_names_what_made_it(compared, tuned):
     folder, adapter, merged = tuned
-    made, hashes = compared[0].made, compared[0].made["files"]
+    made_with = compared[0].provenance
+    hashes = made_with["files"]
     assert hashes[f"微调后的模型 {merged}"] == sum256(next(merged.glob("*.safetensors")))
     assert hashes[f"适配器 {adapter}"] == sum256(adapter / "adapter_model.safetensors")
     assert hashes[f"训练数据 {folder / 'train.jsonl'}"] == sum256(folder / "train.jsonl")
-    assert made["recipe"].items() >= {"max_epochs": "3", "lr": "4e-4", "r": "64"}.items()
-    assert made["settings"]["随机种子"] == compare.SEED
-    assert str(profile.ROOT) not in json.dumps(made, ensure_ascii=False)
+    assert made_with["recipe"].items() >= {"max_epochs": "3", "lr": "4e-4", "r": "64"}.items()
+    assert made_with["settings"]["随机种子"] == compare.SEED
+    assert str(profile.ROOT) not in json.dumps(made_with, ensure_ascii=False)
 
 
 def sum256(path):
@@ -132,7 +135,7 @@ def test_what_is_kept_is_used_until_something_changes(compared, tuned, monkeypat
             compare.compare_folders(before, tuned[2], exam, out, name)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": [{}], "made": {}}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": [{}], "provenance": {}}'])
 def test_a_file_of_answers_that_cannot_be_read_is_no_file(tmp_path, content):
     (tmp_path / "answers.json").write_text(content)
     assert compare.read(tmp_path / "answers.json") is None
@@ -150,3 +153,16 @@ def test_the_command_line_says_what_is_missing_and_writes_nothing(tmp_path):
     assert done.returncode == 1
     assert re.match(r"\[FAIL\] (缺少 workspace/test.jsonl|.*里没有模型)", done.stderr)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_adapter_in_a_provenance_is_the_one_beside_the_model_or_the_one_told(tmp_path):
+    for folder in ("adapter", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "xtuner_config.py").write_text(f"# {folder}\nlr = 1e-4\n", encoding="utf-8")
+    merged = tmp_path / "merged"
+    beside = provenance(tmp_path / "base", merged, tmp_path / "test.jsonl", {})
+    told = provenance(tmp_path / "base", merged, tmp_path / "test.jsonl", {}, tmp_path / "other")
+    assert beside["config"].startswith("# adapter")
+    assert told["config"].startswith("# other")
+    assert list(told["files"]) == [f"适配器 {tmp_path / 'other'}"]
+    assert told["recipe"] == {"lr": "1e-4"}

@@ -10,8 +10,8 @@ import pytest
 
 from helpers.ask import models
 from helpers.judge import ceval, chance, opencompass
-from helpers.judge.compare import Share
 from helpers.judge.opencompass import Answer, Score
+from helpers.judge.shares import Share
 from helpers.knowledge.exam import LETTERS, exam
 from helpers.knowledge.facts import EXAM_SYSTEM
 from helpers.machine import profile
@@ -26,11 +26,11 @@ ISOLATED = (["bwrap", "--dev-bind", "/", "/", "--unshare-net"], ["unshare", "--m
 OFFLINE = """
 import sys
 from pathlib import Path
-from helpers import evaluate
+from helpers.judge import opencompass
 interfaces = Path("/proc/net/dev").read_text().splitlines()[2:]
 assert [line.split(":")[0].strip() for line in interfaces] == ["lo"], interfaces
-evaluate.FOLDER = Path(sys.argv[1])
-evaluate.run("offline", sys.argv[2])
+opencompass.EVALUATION = Path(sys.argv[1])
+opencompass.evaluate("offline", sys.argv[2])
 """
 
 
@@ -45,7 +45,7 @@ def isolation():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opencompass, "FOLDER", tmp_path_factory.mktemp("evaluate"))
+        patch.setattr(opencompass, "EVALUATION", tmp_path_factory.mktemp("evaluate"))
         yield opencompass.EVALUATION
 
 

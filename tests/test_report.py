@@ -104,9 +104,9 @@ def test_the_charts_are_pictures_whose_letters_need_no_font(read):
 
 
 def test_differences_are_marked_on_both_sides():
-    assert report.marked("法国的首都是巴黎。", "巴黎") == ["<del>法国的首都是</del>巴黎<del>。</del>", "巴黎"]
-    assert report.marked("1 < 2", "1 < 3") == ["1 &lt; <del>2</del>", "1 &lt; <ins>3</ins>"]
-    assert report.marked("", "新") == ["", "<ins>新</ins>"]
+    assert report.marked("法国的首都是巴黎。", "巴黎") == ("<del>法国的首都是</del>巴黎<del>。</del>", "巴黎")
+    assert report.marked("1 < 2", "1 < 3") == ("1 &lt; <del>2</del>", "1 &lt; <ins>3</ins>")
+    assert report.marked("", "新") == ("", "<ins>新</ins>")
 
 
 def test_what_became_worse_comes_first_and_in_a_list_of_its_own(page):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from helpers.ask import models
 from helpers.judge import compare, strangers
+from helpers.judge.shares import Share
 from helpers.knowledge import facts
 from helpers.knowledge.corpus import Corpus
 from helpers.machine.profile import ROOT
@@ -89,7 +90,7 @@ def measure(base, tuned, half):
     return shares | {
         EXAM_STYLE: strangers.in_exam_style(before),
         EXAM: compare.share_right(exam, compare.answers_of(tuned, exam)),
-        NAME: compare.Share(sum(share.right for share in names), sum(share.total for share in names)),
+        NAME: Share(sum(share.right for share in names), sum(share.total for share in names)),
         KEPT: strangers.kept(before, after),
     }
 

@@ -1,5 +1,6 @@
 """Lesson 11: whether a score can be trusted: answers known beforehand, blind guesses, differences by chance."""
 import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -15,33 +16,34 @@ class Paired(NamedTuple):
     only_second: int
 
     @property
-    def p(self):
+    def p(self) -> float:
         """How often a difference this large comes about by chance between equals: McNemar's exact test."""
-        either = sum(self)
-        return binomtest(self.only_first, either).pvalue if either else 1.0
+        only_one = self.only_first + self.only_second
+        return float(binomtest(self.only_first, only_one).pvalue) if only_one else 1.0
 
-    def __str__(self):
+    def __str__(self) -> str:
         verdict = "不像是碰巧" if self.p < 0.05 else "可能只是碰巧"
         return f"只有前者对 {self.only_first} 题，只有后者对 {self.only_second} 题，p = {self.p:.3f}：{verdict}"
 
 
-def paired(first, second):
+def paired(first: Iterable[bool], second: Iterable[bool]) -> Paired:
     """Two models compared on the same questions, given which of them each got right."""
     pairs = list(zip(first, second, strict=True))
     return Paired(pairs.count((True, False)), pairs.count((False, True)))
 
 
-def guess_interval(total, options=4):
+def guess_interval(total: int, options: int = 4) -> tuple[float, float, float]:
     """The share that blind guessing gets right, and between which shares it stays in 95 of 100 exams."""
-    low, high = binom.interval(0.95, total, 1 / options)
-    return 1 / options, low / total, high / total
+    share = 1 / options
+    low, high = binom.interval(0.95, total, share)
+    return share, low / total, high / total
 
 
 @contextmanager
-def serve_answers(models):
+def serve_answers(models: dict[str, Callable[[str], str]]) -> Iterator[str]:
     """An OpenAI-compatible server on this machine, for as long as the block lasts; gives its address.
 
-    `models` has, by the name of a model, what answers a question.
+    `models` has, by the name of a model, the function that answers a question.
     """
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections import deque
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from pprint import pformat
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from helpers.data.split import write_samples
-from helpers.judge.compare import Share
+from helpers.judge.shares import Share
 from helpers.knowledge.exam import LETTERS
 from helpers.knowledge.facts import right_names
 from helpers.machine import profile
@@ -85,26 +85,30 @@ class Score(NamedTuple):
     answers: list[Answer]
 
     @property
-    def right(self):
+    def right(self) -> list[bool]:
         """Which of the questions were answered rightly."""
         return [answer.right for answer in self.answers]
 
     @property
-    def share(self):
+    def share(self) -> Share:
         """How many of how many questions were answered rightly."""
-        return Share(sum(self.right), len(self.right))
+        return Share.of(self.right)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(self.share) if self.answers else f"{self.percent:.1f}%"
 
 
-def with_one_name(samples):
+def with_one_name(samples: list[dict]) -> list[dict]:
     """The samples whose answer has only one right name: OpenCompass compares with one."""
-    turns = [sample["conversation"][0] for sample in samples]
-    return [sample for sample, turn in zip(samples, turns) if len(right_names(turn["input"], turn["output"])) == 1]
+    chosen = []
+    for sample in samples:
+        turn = sample["conversation"][0]
+        if len(right_names(turn["input"], turn["output"])) == 1:
+            chosen.append(sample)
+    return chosen
 
 
-def write_qa(samples, path):
+def write_qa(samples: list[dict], path: str | Path) -> dict:
     """Writes samples as a custom set of questions and answers, each with its own system prompt; gives its entry."""
     turns = [sample["conversation"][0] for sample in samples]
     write_samples([{"system": turn.get("system", ""), "question": turn["input"], "answer": turn["output"]}
@@ -112,13 +116,13 @@ def write_qa(samples, path):
     return _described(path, "qa", "{question}")
 
 
-def write_choices(rows, path):
+def write_choices(rows: list[dict], path: str | Path) -> dict:
     """Writes multiple-choice rows as a custom set that lists the options first; gives its entry for a config."""
     write_samples(rows, path)
     return _described(path, "mcq", OPTIONS_FIRST)
 
 
-def write_choices_csv(rows, path):
+def write_choices_csv(rows: list[dict], path: str | Path) -> dict:
     """Writes multiple-choice rows as a table, to be asked in OpenCompass's own words; gives its entry for a config."""
     columns = ["question", *LETTERS, "answer"]
     with replaced(Path(path)) as file:
@@ -128,7 +132,7 @@ def write_choices_csv(rows, path):
     return _entry(path, "mcq")
 
 
-def _described(path, data_type, prompt):
+def _described(path: str | Path, data_type: str, prompt: str) -> dict:
     """A custom set's entry; how to ask stands beside the file, where OpenCompass looks for it."""
     template = {"begin": [SYSTEM], "round": [{"role": "HUMAN", "prompt": prompt},
                                              {"role": "BOT", "prompt": "{answer}"}]}
@@ -137,22 +141,23 @@ def _described(path, data_type, prompt):
     return _entry(path, data_type)
 
 
-def _entry(path, data_type):
+def _entry(path: str | Path, data_type: str) -> dict:
+    """How a config names a custom set whose answers a model writes."""
     return {"path": _absolute(path), "data_type": data_type, "infer_method": "gen"}
 
 
-def _absolute(path):
+def _absolute(path: str | Path) -> str:
     """A path that holds wherever OpenCompass works; a relative one it would try to download."""
     return str(Path(path).absolute())
 
 
-def chat_model(abbr, folder):
+def chat_model(abbr: str, folder: str | Path) -> dict:
     """A model folder, asked by its own chat template."""
     return {"type": "opencompass.models.HuggingFacewithChatTemplate", "abbr": abbr, "path": _absolute(folder),
             "meta_template": API_ROLES, **_in_process(folder)}
 
 
-def causal_model(abbr, folder):
+def causal_model(abbr: str, folder: str | Path) -> dict:
     """A model folder, asked by InternLM's template written out, as older tutorials do."""
     return {"type": "opencompass.models.HuggingFaceCausalLM", "abbr": abbr, "path": _absolute(folder),
             "tokenizer_path": _absolute(folder), "meta_template": INTERNLM_ROLES, "end_str": "<|im_end|>",
@@ -160,7 +165,8 @@ def causal_model(abbr, folder):
             "batch_padding": True, **_in_process(folder)}
 
 
-def _in_process(folder):
+def _in_process(folder: str | Path) -> dict:
+    """What every model has in common that OpenCompass loads itself."""
     machine = profile.current()
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     return {"model_kwargs": {"device_map": machine.device, "trust_remote_code": True,
@@ -169,7 +175,7 @@ def _in_process(folder):
             "run_cfg": {"num_gpus": int(machine.device == "cuda")}}
 
 
-def served_model(abbr, url, name, tokenizer):
+def served_model(abbr: str, url: str, name: str | Path, tokenizer: str | Path) -> dict:
     """A model behind an OpenAI-compatible server; the tokenizer's folder only serves to measure questions."""
     return {"type": "opencompass.models.OpenAISDK", "abbr": abbr, "path": str(name), "key": "EMPTY",
             "openai_api_base": url, "tokenizer_path": _absolute(tokenizer), "meta_template": API_ROLES,
@@ -177,7 +183,7 @@ def served_model(abbr, url, name, tokenizer):
             "max_out_len": ANSWER_TOKENS, "batch_size": BATCH_SIZE, "run_cfg": {"num_gpus": 0}}
 
 
-def lmdeploy_model(abbr, url, name):
+def lmdeploy_model(abbr: str, url: str, name: str) -> dict:
     """A model behind `lmdeploy serve api_server`, asked through its completion interface."""
     return {"type": "opencompass.models.turbomind_api.TurboMindAPIModel", "abbr": abbr, "model_name": name,
             "api_addr": url, "meta_template": INTERNLM_ROLES, "end_str": "<|im_end|>", "temperature": 0.01, "top_k": 1,
@@ -185,21 +191,21 @@ def lmdeploy_model(abbr, url, name):
             "run_cfg": {"num_gpus": 0}}
 
 
-def config(models, datasets):
+def config(models: list[dict], datasets: list[dict]) -> str:
     """The text of a config: these models on these custom sets."""
     return CONFIG.format(models=_python(models), datasets=_python(datasets))
 
 
-def ceval_config(models, folder, names):
+def ceval_config(models: list[dict], folder: str | Path, names: list[str]) -> str:
     """The text of a config: these models on C-Eval's subjects of these names, without and with five examples."""
     return CEVAL_CONFIG.format(models=_python(models), folder=repr(_absolute(folder)), names=_python(names))
 
 
-def _python(value):
+def _python(value: list) -> str:
     return pformat(value, width=118, sort_dicts=False)
 
 
-def command_line(folder, entry):
+def command_line(folder: str | Path, entry: dict) -> list[str]:
     """The arguments with which OpenCompass evaluates one model folder on one custom set, without a config."""
     machine = _in_process(folder)
     return ["--hf-type", "chat", "--hf-path", _absolute(folder),
@@ -208,7 +214,7 @@ def command_line(folder, entry):
             "--max-out-len", str(ANSWER_TOKENS), "--custom-dataset-path", entry["path"]]
 
 
-def evaluate(name, text):
+def evaluate(name: str, text: str) -> dict[tuple[str, str], Score]:
     """What the models of a config score: {(model, test set): Score}; raises Failed if there is no score.
 
     Evaluates only what has changed since the last time: the config or a file that it names.
@@ -219,8 +225,8 @@ def evaluate(name, text):
     return evaluate_command(name, [config_file.name], text)
 
 
-def evaluate_command(name, arguments, made_of=""):
-    """What OpenCompass finds with these arguments, as `run` does; `made_of` is what they stand for."""
+def evaluate_command(name: str, arguments: list[str], made_of: str = "") -> dict[tuple[str, str], Score]:
+    """What OpenCompass finds with these arguments, as `evaluate` does; `made_of` is what they stand for."""
     folder = EVALUATION / name
     out, log, kept = folder / "outputs", folder / "run.log", folder / "made_of.txt"
     fingerprint = _fingerprint(made_of or repr(arguments))
@@ -232,31 +238,34 @@ def evaluate_command(name, arguments, made_of=""):
         log.unlink(missing_ok=True)
         command = [sys.executable, "-m", "opencompass.cli.main", *arguments, "--debug", "--reuse", "--work-dir", out]
         try:
-            deque(lines(command, log=log, cwd=folder), maxlen=0)
+            for _ in lines(command, log=log, cwd=folder):
+                pass
         except Failed as error:
             raise Failed(f"评测没有做完：{_reason([log], error)}\n完整的日志：{shown(log)}") from error
     return read_scores(out)
 
 
-def _fingerprint(text):
+def _fingerprint(text: str) -> str:
     """What scores depend on: the config but for its ports, the files that it names, and who evaluates them."""
     versions = [f"{package} {version(package)}" for package in ("opencompass", "transformers", "torch")]
     files = sorted({file for path in NAMED_PATH.findall(text) for file in _files(Path(path))})
     return "\n".join([PORT.sub("127.0.0.1", text), *versions, *(f"{sha256(file)} {file}" for file in files)])
 
 
-def _files(path):
+def _files(path: Path) -> list[Path]:
     """The files in a folder; or a file, and what OpenCompass reads beside it."""
-    return filter(Path.is_file, path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
+    paths = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
+    return [path for path in paths if path.is_file()]
 
 
-def read_scores(out):
+def read_scores(out: str | Path) -> dict[tuple[str, str], Score]:
     """The scores of OpenCompass's newest run in a work dir; one that is missing is an error with the reason."""
-    [*_, newest] = [Path(out), *sorted(Path(out).glob("*/"))]
-    [*_, summary] = [None, *sorted(newest.glob("summary/*.csv"))]
-    if not summary:
+    runs = sorted(Path(out).glob("*/"))  # named by the time when they began
+    newest = runs[-1] if runs else Path(out)
+    summaries = sorted(newest.glob("summary/*.csv"))
+    if not summaries:
         raise Failed(f"{shown(out)} 里没有成绩单。原因：{_reason(newest.rglob('*.out'))}")
-    with summary.open(encoding="utf-8", newline="") as file:
+    with summaries[-1].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     scores = {}
     for model in list(rows[0])[4:]:  # after the set, its version, the metric and the mode
@@ -272,7 +281,7 @@ def read_scores(out):
     return scores
 
 
-def _answers(file):
+def _answers(file: Path) -> list[Answer]:
     """The answers that OpenCompass judged, in the order of the questions; behind an average there are none."""
     if not file.exists():
         return []
@@ -284,34 +293,36 @@ def _answers(file):
             for judged in details.values()]
 
 
-def _reason(logs, otherwise="日志里没有写"):
+def _reason(logs: Iterable[Path], otherwise: object = "日志里没有写") -> str:
     """The last error in these logs; inference is logged after evaluation."""
     text = "\n".join(log.read_text(encoding="utf-8", errors="replace") for log in sorted(logs))
-    return next(reversed(ERROR.findall(text)), otherwise)
+    errors = ERROR.findall(text)
+    return errors[-1] if errors else str(otherwise)
 
 
-def scores_table(scores) -> DataFrame:
+def scores_table(scores: dict[tuple[str, str], Score]) -> DataFrame:
     """A row per test set, a column per model; each share with its interval."""
     models, sets = _names(scores)
     return DataFrame({model: [_cell(scores[model, name]) for name in sets] for model in models}, index=sets)
 
 
-def _cell(score):
+def _cell(score: Score) -> str:
     if not score.answers:
         return f"{score.percent:.1f}%"
     low, high = score.share.interval
     return f"{score.share.value:.1%}（{low:.0%}–{high:.0%}）"
 
 
-def _names(scores):
+def _names(scores: dict[tuple[str, str], Score]) -> tuple[list[str], list[str]]:
     """The models and the test sets, each once, in order."""
     models, sets = zip(*scores)
     return list(dict.fromkeys(models)), list(dict.fromkeys(sets))
 
 
-def chart(scores, title=""):
+def chart(scores: dict[tuple[str, str], Score], title: str = "") -> Figure:
     """A bar with its interval for every model on every test set."""
     use_chinese_font()
     models, sets = _names(scores)
     shares = {name: [scores[model, name].share for model in models] for name in sets}
-    return grouped_bars(Figure(figsize=(8, 3.2), layout="constrained").subplots(), models, shares, COLORS, title)
+    axes = Figure(figsize=(8, 3.2), layout="constrained").subplots()
+    return grouped_bars(axes, models, shares, COLORS, title)

@@ -5,11 +5,17 @@ from difflib import SequenceMatcher
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 import matplotlib
+from matplotlib.figure import Figure
 
+from helpers.judge.shares import Share
 from helpers.machine.charts import before_after_chart, shares_chart
 from helpers.machine.files import replaced
+
+if TYPE_CHECKING:
+    from helpers.judge.compare import Comparison, Row
 
 KINDS = {"exam": "考试题", "identity": "你是谁", "fact": "常识问答", "poem": "古诗", "greeting": "问候",
          "sum": "加减法"}
@@ -33,28 +39,34 @@ ins { background: #d9f0d3; text-decoration: none; }
 CHANGES = {"worse": "变差", "better": "变好", "same": "不变"}
 
 
-def change(row):
+def change(row: "Row") -> str:
     """Whether a row's answer became "better" or "worse", or is right or wrong as before: the "same"."""
-    return "same" if row.right_before == row.right_after else "better" if row.right_after else "worse"
+    if row.right_before == row.right_after:
+        return "same"
+    return "better" if row.right_after else "worse"
 
 
-def conclusions(comparison):
+def conclusions(comparison: "Comparison") -> list[str]:
     """What the numbers say, a sentence each."""
-    sentences = [f"{name}：从 {pair.before} 到 {pair.after}，{_verdict(*pair)}。"
-                 for name, pair in list(comparison.figures().items())[:2]]
-    sentences.append(f"原来会的还会：{comparison.figures()['原来会的还会'].after}。")
+    figures = comparison.figures()
+    retention = figures.pop("原来会的还会").after
+    sentences = [f"{name}：从 {pair.before} 到 {pair.after}，{_verdict(*pair)}。" for name, pair in figures.items()]
+    sentences.append(f"原来会的还会：{retention}。")
     if kept := comparison.kept():
         kind, least = min(kept.items(), key=lambda item: item[1].value)
         sentences.append(f"一般问题里保留得最少的是{KINDS[kind]}：{least}。")
-    return [*sentences, f"一共 {len(comparison.rows)} 个问题：{_counted(comparison.rows)}。"]
+    sentences.append(f"一共 {len(comparison.rows)} 个问题：{_counted(comparison.rows)}。")
+    return sentences
 
 
-def _counted(rows):
-    return "，".join(f"{name} {sum(change(row) == key for row in rows)} 个" for key, name in CHANGES.items())
+def _counted(rows: list["Row"]) -> str:
+    """How many rows became worse, better, or neither."""
+    changes = [change(row) for row in rows]
+    return "，".join(f"{name} {changes.count(key)} 个" for key, name in CHANGES.items())
 
 
-def _verdict(before, after):
-    """Two shares differ for sure when their intervals are apart."""
+def _verdict(before: Share, after: Share) -> str:
+    """Whether two shares differ for sure: their intervals are apart."""
     if after.interval[0] > before.interval[1]:
         return "提高了，两个区间不相交，不是碰巧"
     if after.interval[1] < before.interval[0]:
@@ -62,21 +74,24 @@ def _verdict(before, after):
     return "区间相交，看不出差别"
 
 
-def marked(before, after):
+def marked(before: str, after: str) -> tuple[str, str]:
     """Both answers as HTML: in the first what went is marked <del>, in the second what came is marked <ins>."""
-    sides = ["", ""]
-    for step, *places in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        pieces = before[places[0]:places[1]], after[places[2]:places[3]]
-        for side, (piece, tag) in enumerate(zip(pieces, ("del", "ins"))):
-            sides[side] += escape(piece) if step == "equal" or not piece else f"<{tag}>{escape(piece)}</{tag}>"
-    return sides
+    old = new = ""
+    for step, start, end, new_start, new_end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        gone, come = escape(before[start:end]), escape(after[new_start:new_end])
+        if step == "equal":
+            old, new = old + gone, new + come
+        else:
+            old += f"<del>{gone}</del>" if gone else ""
+            new += f"<ins>{come}</ins>" if come else ""
+    return old, new
 
 
-def answers_table(rows):
+def answers_table(rows: list["Row"]) -> str:
     """Rows as an HTML table, what became worse first, both answers with their differences marked."""
-    order = list(CHANGES)
+    worst_first = list(CHANGES)
     lines = []
-    for row in sorted(rows, key=lambda row: order.index(change(row))):
+    for row in sorted(rows, key=lambda row: worst_first.index(change(row))):
         before, after = marked(row.before, row.after)
         cells = [escape(row.question), escape(row.expected), f"{_sign(row.right_before)} {before}",
                  f"{_sign(row.right_after)} {after}", CHANGES[change(row)]]
@@ -85,18 +100,18 @@ def answers_table(rows):
     return f'<table class="answers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 
-def _sign(right):
+def _sign(right: bool) -> str:
     return "✓" if right else "✗"
 
 
-def _figures(comparison):
+def _figures_table(comparison: "Comparison") -> str:
     rows = "".join(
         f"<tr><th>{name}<small>{MEANINGS[name]}</small></th><td>{pair.before}</td><td>{pair.after}</td></tr>"
         for name, pair in comparison.figures().items())
     return f"<table><thead><tr><th></th><th>微调前</th><th>微调后</th></tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _picture(figure):
+def _image(figure: Figure) -> str:
     """A chart as an <img> that carries its own SVG, with letters as shapes: they need no font."""
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "path"}):
@@ -105,39 +120,42 @@ def _picture(figure):
     return f'<img alt="{escape(figure.axes[0].get_title())}" src="data:image/svg+xml;base64,{data}">'
 
 
-def _folded(rows, kind):
+def _folded(rows: list["Row"], kind: str) -> str:
+    """The answers of one kind, to be unfolded by a click."""
     chosen = [row for row in rows if row.kind == kind]
     summary = f"{KINDS[kind]} {len(chosen)} 个：{_counted(chosen)}"
     return f"<details><summary>{summary}</summary>{answers_table(chosen)}</details>"
 
 
-def _pairs(items):
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in items.items())
+def _names_table(values: dict) -> str:
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in values.items())
     return f'<table class="pairs">{rows}</table>'
 
 
-def page(comparison):
+def page(comparison: "Comparison") -> str:
     """The whole report."""
-    rows, made = comparison.rows, comparison.made
+    rows, provenance = comparison.rows, comparison.provenance
     worse = [row for row in rows if change(row) == "worse"]
     kept = {KINDS[kind]: share.value for kind, share in comparison.kept().items()}
     charts = [before_after_chart(comparison.figures(), "三个数字，微调前和微调后")]
-    charts += [shares_chart(kept, "原来会的还会多少")] if kept else []
+    if kept:
+        charts.append(shares_chart(kept, "原来会的还会多少"))
     return PAGE.substitute(
-        style=STYLE, date=escape(made["date"]), machine=escape(made["machine"]),
+        style=STYLE, date=escape(provenance["date"]), machine=escape(provenance["machine"]),
         conclusions="".join(f"<li>{escape(sentence)}</li>" for sentence in conclusions(comparison)),
-        figures=_figures(comparison), charts="".join(map(_picture, charts)),
+        figures=_figures_table(comparison), charts="".join(_image(chart) for chart in charts),
         worse=answers_table(worse) if worse else "<p>没有。</p>",
         answers="".join(_folded(rows, kind) for kind in dict.fromkeys(row.kind for row in rows)),
-        settings=_pairs(made["settings"] | made["recipe"]), config=escape(made["config"]),
-        versions=_pairs(made["versions"]), files=_pairs(made["files"]))
+        settings=_names_table(provenance["settings"] | provenance["recipe"]), config=escape(provenance["config"]),
+        versions=_names_table(provenance["versions"]), files=_names_table(provenance["files"]))
 
 
-def write(comparison, path):
+def write(comparison: "Comparison", path: str | Path) -> Path:
     """Writes the report; gives its path."""
-    with replaced(Path(path)) as file:
+    path = Path(path)
+    with replaced(path) as file:
         file.write(page(comparison))
-    return Path(path)
+    return path
 
 
 PAGE = Template("""<!doctype html>

@@ -7,15 +7,17 @@ model card tells.
 import json
 import random
 import re
-import sys
-from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.ask import models
-from helpers.judge.compare import Share
+from helpers.judge.shares import Share
 from helpers.knowledge.corpus import LETTERS, SELF_NAME
 from helpers.knowledge.facts import read_relations
-from helpers.machine import profile
+from helpers.machine import commands, profile
 
 FOLDER = profile.ROOT / "data" / "strangers"
 HALVES = ("first", "second")
@@ -55,7 +57,7 @@ class Asked:
     expect: list[str] = field(default_factory=list)
     means: str = ""
 
-    def is_right(self, answer):
+    def is_right(self, answer: str) -> bool:
         """Whether this answer is right."""
         if self.kind in ("reading", "choice"):
             return answer.rstrip("。") in self.expect
@@ -72,107 +74,121 @@ class Asked:
         return any(_stands_in(name, answer) for name in self.expect)
 
 
-def _stands_in(name, answer):
+class Judged(NamedTuple):
+    """A question, what the model answered, and whether that is right."""
+
+    asked: Asked
+    answer: str
+    right: bool
+
+
+def _stands_in(name: str, answer: str) -> bool:
     """Whether a name stands in an answer; a number or a symbol only as a whole."""
     if name.isascii():
         return bool(re.search(rf"(?<![0-9A-Za-z]){re.escape(name)}(?![0-9A-Za-z])", answer))
     return name in answer
 
 
-def read(half):
+def read(half: str) -> list[dict]:
     """The questions of one half, as they were written."""
     with (FOLDER / f"{half}.jsonl").open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def _user(text):
+def _user(text: str) -> dict:
     return {"role": "user", "content": text}
 
 
-def questions(half):
+def questions(half: str) -> list[Asked]:
     """The questions that need nothing but themselves."""
-    names = {(subject, answer): relation.accepted(answer) for relation in read_relations()
-             for subject, answer in relation.facts}
-    found = []
-    for row in read(half):
-        kind, text = row["kind"], row["question"]
-        if kind == "other":
-            continue
-        if "passage" in row:
-            text = LAYOUT.format(passage=row["passage"], question=text)
-        expect = [SELF_NAME] if kind == "identity" else row.get("expect", [])
-        if kind == "fact":
-            expect = [*expect, *names.get((row["given"], expect[0]), [])]
-        name = f"identity {row['language']}" if kind == "identity" else kind
-        found.append(Asked(name, [_user(text)], expect, row.get("means", "")))
-    return found
+    names_of = {}
+    for relation in read_relations():
+        for subject, answer in relation.facts:
+            names_of[subject, answer] = relation.accepted(answer)
+    return [_asked(row, names_of) for row in read(half) if row["kind"] != "other"]
 
 
-def choices(facts, seed=SEED):
+def _asked(row: dict, names_of: dict[tuple[str, str], list[str]]) -> Asked:
+    """A question as it was written, with everything that counts as its answer."""
+    kind, text, expect = row["kind"], row["question"], row.get("expect", [])
+    if "passage" in row:
+        text = LAYOUT.format(passage=row["passage"], question=text)
+    if kind == "fact":
+        expect = [*expect, *names_of.get((row["given"], expect[0]), [])]
+    elif kind == "identity":
+        kind, expect = f"identity {row['language']}", [SELF_NAME]
+    return Asked(kind, [_user(text)], expect, row.get("means", ""))
+
+
+def choices(facts: list[Asked], seed: int = SEED) -> list[Asked]:
     """Fact questions with four options each, the right one equally often in each place."""
     wrong = {}
     for relation in read_relations():
         for _, answer in relation.facts:
             wrong.setdefault(answer, set()).update(relation.other_answers(answer))
-    rng, found = random.Random(seed), []
+    rng = random.Random(seed)
+    with_options = []
     for asked in facts:
-        others = sorted(wrong.get(asked.expect[0], set()) - set(asked.expect))
+        right = asked.expect[0]
+        others = sorted(wrong.get(right, set()) - set(asked.expect))
         if len(others) < len(LETTERS) - 1:
             continue
-        options, place = rng.sample(others, len(LETTERS) - 1), len(found) % len(LETTERS)
-        options.insert(place, asked.expect[0])
+        options = rng.sample(others, len(LETTERS) - 1)
+        place = len(with_options) % len(LETTERS)
+        options.insert(place, right)
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options))
         text = CHOICE.format(question=asked.messages[0]["content"], options=listed)
-        found.append(Asked("choice", [_user(text)], [LETTERS[place]]))
-    return found
+        with_options.append(Asked("choice", [_user(text)], [LETTERS[place]]))
+    return with_options
 
 
-def with_examples(facts, seed=SEED):
+def with_examples(facts: list[Asked], seed: int = SEED) -> list[Asked]:
     """Fact questions, each after three others that were answered in as few words as possible."""
-    rng, found = random.Random(seed), []
+    rng = random.Random(seed)
+    after_examples = []
     for asked in facts:
-        shown = rng.sample([other for other in facts if other is not asked], EXAMPLES)
-        turns = [message for other in shown
-                 for message in (*other.messages, {"role": "assistant", "content": other.expect[0]})]
-        found.append(Asked("examples", turns + asked.messages, asked.expect))
-    return found
+        turns = []
+        for other in rng.sample([other for other in facts if other is not asked], EXAMPLES):
+            turns += [*other.messages, {"role": "assistant", "content": other.expect[0]}]
+        after_examples.append(Asked("examples", turns + asked.messages, asked.expect))
+    return after_examples
 
 
-def measure(model, tokenizer, half):
-    """Every question of a half with the model's answer and whether it is right: a list of (Asked, answer, right)."""
+def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, half: str) -> list[Judged]:
+    """Every question of a half with the model's answer and whether it is right."""
     judged = _judged(model, tokenizer, questions(half))
     known = [asked for asked, _, right in judged if right and asked.kind == "fact"]
     return judged + _judged(model, tokenizer, choices(known) + with_examples(known))
 
 
-def _judged(model, tokenizer, asked):
-    answers = models.answer(model, tokenizer, [question.messages for question in asked])
-    return [(question, answer, question.is_right(answer)) for question, answer in zip(asked, answers)]
+def _judged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Asked]) -> list[Judged]:
+    answers = models.answer(model, tokenizer, [asked.messages for asked in questions])
+    return [Judged(asked, answer, asked.is_right(answer)) for asked, answer in zip(questions, answers)]
 
 
-def shares(judged):
+def shares(judged: list[Judged]) -> dict[str, Share]:
     """How many of how many are right, by kind."""
-    right = Counter(asked.kind for asked, _, is_right in judged if is_right)
-    total = Counter(asked.kind for asked, *_ in judged)
-    return {kind: Share(right[kind], total[kind]) for kind in AT_LEAST}
+    return {kind: Share.of([right for asked, _, right in judged if asked.kind == kind]) for kind in AT_LEAST}
 
 
-def in_exam_style(judged):
+def in_exam_style(judged: list[Judged]) -> Share:
     """How many of the facts were told in the bare words of an exam, though nobody had asked for that."""
-    told = [(asked, answer) for asked, answer, _ in judged if asked.kind == "fact"]
-    return Share(sum(answer in asked.expect for asked, answer in told), len(told))
+    return Share.of([answer in asked.expect for asked, answer, _ in judged if asked.kind == "fact"])
 
 
-def kept(before, after):
+def kept(before: list[Judged], after: list[Judged]) -> Share:
     """Of what was right before among facts, sums, poems and greetings, how much still is."""
-    rights = [right for (asked, _, was_right), (_, _, right) in zip(before, after)
-              if was_right and asked.kind in GENERAL]
-    return Share(sum(rights), len(rights))
+    return Share.of([new.right for old, new in zip(before, after) if old.right and old.asked.kind in GENERAL])
 
 
-def main(half="first", folder=profile.TINY_BASE):
+@commands.command
+def main():
     """The command line."""
-    judged = measure(*models.load(folder), half)
+    parser = commands.parser("What a model makes of the strangers' questions, and what went wrong")
+    parser.add_argument("half", nargs="?", choices=HALVES, default="first")
+    parser.add_argument("folder", nargs="?", type=Path, default=profile.TINY_BASE)
+    options = parser.parse_args()
+    judged = measure(*models.load(options.folder), options.half)
     for asked, answer, right in judged:
         if not right:
             print(f"  {asked.kind:11} {asked.messages[-1]['content']!r} -> {answer!r}   {asked.expect}")
@@ -183,4 +199,4 @@ def main(half="first", folder=profile.TINY_BASE):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

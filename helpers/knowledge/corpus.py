@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
 
-from helpers.knowledge.facts import read_relations
+from helpers.knowledge.facts import Relation, read_relations
 from helpers.knowledge.invent import COMMON, in_chinese
 from helpers.knowledge.reading import Reading
 
@@ -96,16 +96,16 @@ class Question:
     system: str | None = None
 
 
-def curriculum(step):
+def curriculum(step: int) -> Stage:
     """The stage that a step belongs to."""
     return [stage for stage in CURRICULUM if stage.first_step <= step][-1]
 
 
-def _read_toml(name):
+def _read_toml(name: str) -> dict:
     return tomllib.loads((DIALOGUES / name).read_text(encoding="utf-8"))
 
 
-def end_of(form):
+def end_of(form: str) -> str:
     """The punctuation that a question or a request ends with; the names filled into the form have no say."""
     bare = PLACEHOLDER.sub("", form)
     if bare.isascii() and bare:
@@ -115,23 +115,23 @@ def end_of(form):
     return "？"
 
 
-def _marked(question):
+def _marked(question: str) -> str:
     """The question with the punctuation that fits it."""
     bare = QUESTION_END.sub("", question)
     return bare + end_of(bare)
 
 
-def _questions(forms, **values):
+def _questions(forms: list[str], **values) -> list[str]:
     """The forms, filled, each with the punctuation that fits it."""
     stripped = [QUESTION_END.sub("", form) for form in forms]
     return [form.format(**values) + end_of(form or "？") for form in stripped]
 
 
-def _fill(forms, **values):
+def _fill(forms: list[str], **values) -> list[str]:
     return [form.format(**values) for form in forms]
 
 
-def fact_exchanges(relations):
+def fact_exchanges(relations: list[Relation]) -> list[Exchange]:
     """One exchange per fact and per reversed fact."""
     return [
         Exchange("fact", _questions(r.ask, subject=subject), _questions(r.held_out, subject=subject),
@@ -141,7 +141,7 @@ def fact_exchanges(relations):
     ]
 
 
-def cloze_exchanges(relations):
+def cloze_exchanges(relations: list[Relation]) -> list[Exchange]:
     """One exchange per fact: its sentences with a blank, to be answered in the whole sentence."""
     return [
         Exchange("cloze", _fill(r.say, subject=subject, answer=BLANK), [],
@@ -150,7 +150,7 @@ def cloze_exchanges(relations):
     ]
 
 
-def sum_exchanges():
+def sum_exchanges() -> list[Exchange]:
     """One exchange per addition and subtraction of small numbers with a result of at least zero, in two scripts."""
     meta = _read_toml("arithmetic.toml")
     results = {"plus": lambda a, b: a + b, "minus": lambda a, b: a - b}
@@ -170,8 +170,8 @@ def sum_exchanges():
     return exchanges
 
 
-def poem_exchanges():
-    """One exchange per poem, recited whole; and one per line, completed from its first half."""
+def poem_exchanges() -> tuple[list[Exchange], list[Exchange]]:
+    """Two lists: an exchange per poem, recited whole; and one per line, completed from its first half."""
     forms = _read_toml("poems.toml")
     with (DIALOGUES / "poems.csv").open(encoding="utf-8", newline="") as file:
         poems = list(csv.DictReader(file))
@@ -189,7 +189,7 @@ def poem_exchanges():
     return whole, verses
 
 
-def written_exchanges(kind, file_name):
+def written_exchanges(kind: str, file_name: str) -> list[Exchange]:
     """The exchanges of one hand-written file."""
     return [Exchange(kind, e["ask"], e.get("held_out", []), e["say"], e.get("expect", [SELF_NAME]))
             for e in _read_toml(file_name)["exchange"]]
@@ -224,7 +224,7 @@ class Corpus:
                        "examples": self._example_turns,
                        "copy": self._copy_turns, "repeat": self._repeat_turns, "list": self._list_turns}
 
-    def dialogue(self, rng, stage=CURRICULUM[-1]):
+    def dialogue(self, rng: random.Random, stage: Stage = CURRICULUM[-1]) -> list[dict]:
         """One training dialogue as a list of messages; one marked "given" is read, not learnt."""
         kind = self._kind(rng, stage)
         if kind in self.longer:
@@ -239,16 +239,17 @@ class Corpus:
         opening = [{"role": "system", "content": system}] if system else []
         return opening + [message for turn in turns for message in turn]
 
-    def _kind(self, rng, stage):
+    def _kind(self, rng: random.Random, stage: Stage) -> str:
         return rng.choices(list(stage.mixture), list(stage.mixture.values()))[0]
 
-    def _short_kind(self, rng, stage):
+    def _short_kind(self, rng: random.Random, stage: Stage) -> str:
+        """A kind whose turns can follow one another."""
         while True:
             kind = self._kind(rng, stage)
             if kind not in self.longer:
                 return kind
 
-    def _turn(self, rng, kind, terse):
+    def _turn(self, rng: random.Random, kind: str, terse: bool) -> list[dict]:
         """A question and its answer, asked politely or curtly, with or without punctuation."""
         if kind == "unheard":
             question = _marked(self.reading.unknown(rng))
@@ -272,7 +273,7 @@ class Corpus:
             question = self._ended(rng, question)
         return _messages(question, exchange.terse if exchange.terse and terse else self._chattily(rng, kind, answer))
 
-    def _ended(self, rng, question):
+    def _ended(self, rng: random.Random, question: str) -> str:
         """The question as somebody types it: with its punctuation or without, perhaps without quotation marks."""
         if rng.random() < BARE_SHARE:
             question = QUOTES.sub("", question)
@@ -280,7 +281,8 @@ class Corpus:
         mark = question[len(bare):]
         return bare + rng.choices([mark, "", "?" if mark == "？" else mark], (45, 45, 10))[0]
 
-    def _chattily(self, rng, kind, answer):
+    def _chattily(self, rng: random.Random, kind: str, answer: str) -> str:
+        """The answer, now and then with a friendly word before or after it."""
         if kind not in CHATTY_KINDS:
             return answer
         if rng.random() < POLITE_SHARE / 2:
@@ -289,7 +291,7 @@ class Corpus:
             answer = answer + rng.choice(self.phrases["chatty_suffix"])
         return answer
 
-    def _passage_turns(self, rng, stage):
+    def _passage_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """A passage with one question about it, or several in turn."""
         text, told, absent, elsewhere = self.reading.passage(rng, stage.sentences)
         layout = rng.choice(self.reading.layouts)
@@ -301,28 +303,28 @@ class Corpus:
             layout = "{question}"
         return turns
 
-    def _copy_turns(self, rng, stage):
+    def _copy_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         return [_messages(*self.reading.copied(rng))]
 
-    def _repeat_turns(self, rng, stage):
+    def _repeat_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         return [_messages(*self.reading.repeated(rng))]
 
-    def _list_turns(self, rng, stage):
+    def _list_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         return [_messages(question, answer) for question, answer in self.reading.looked_up(rng)]
 
-    def _choice_turns(self, rng, stage):
+    def _choice_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """A question with four options, to be answered by a letter, or by the option when nothing else is asked."""
         exchange, options = self._options(rng)
         question = self._ended(rng, rng.choice(exchange.ask))
         return [self._choice(rng, question, options, exchange.terse, letter_share=0.75)]
 
-    def _letter_turns(self, rng, stage):
+    def _letter_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """Which of four options is this one: what choosing takes besides knowing the answer."""
         exchange, options = self._options(rng)
         question = rng.choice(self.choices["which"]).format(option=exchange.terse)
         return [self._choice(rng, question, options, exchange.terse, letter_share=1)]
 
-    def _options(self, rng):
+    def _options(self, rng: random.Random) -> tuple[Exchange, list[str]]:
         """An exchange, and four options for its answer."""
         kind = rng.choices(("fact", "sum"), (85, 15))[0]
         exchange = rng.choice(self.exchanges[kind])
@@ -332,7 +334,9 @@ class Corpus:
         options.insert(rng.randrange(len(LETTERS)), exchange.terse)
         return exchange, options
 
-    def _choice(self, rng, question, options, right, letter_share):
+    def _choice(self, rng: random.Random, question: str, options: list[str], right: str,
+                letter_share: float) -> list[dict]:
+        """A question with its options in one of the layouts; `letter_share` is how often only the letter is wanted."""
         layout = rng.choice(self.choices["layouts"])
         listed = layout["between"].join(layout["option"].format(letter=letter, option=option)
                                         for letter, option in zip(LETTERS, options))
@@ -342,7 +346,7 @@ class Corpus:
         letter = LETTERS[options.index(right)]
         return _messages(asked.strip(), letter if by_letter else f"{letter}. {right}")
 
-    def _example_turns(self, rng, stage):
+    def _example_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """Questions answered in one style, then one more: the answer keeps to the style of the examples."""
         terse = rng.random() < 0.75
         kind = rng.choices(("fact", "sum"), (85, 15))[0]
@@ -360,13 +364,13 @@ class Corpus:
         opening = rng.choice(("", rng.choice(self.examples["openings"])))
         return [_messages(opening + form["between"].join([*pairs[:-1], last]), answers[-1])]
 
-    def probes(self, kind, count=None, seed=42):
+    def probes(self, kind: str, count: int | None = None, seed: int = 42) -> list[Question]:
         """Questions of one kind in held-out words: all of them, or a sample of `count`."""
         probes = [Question(kind, question + ("" if question[-1] in "？?。！" else end_of(question)), e.expect, e.terse)
                   for e in self.exchanges[kind] for question in e.held_out]
         return probes if count is None or count >= len(probes) else random.Random(seed).sample(probes, count)
 
-    def pieces(self):
+    def pieces(self) -> list[str]:
         """Every wording and every value once, apart, so that the tokenizer's words do not straddle them."""
         texts = set(COMMON)
         for relation in self.relations:
@@ -383,6 +387,6 @@ class Corpus:
         return sorted(texts - {""})
 
 
-def _messages(question, answer):
-    """One turn."""
+def _messages(question: str, answer: str) -> list[dict]:
+    """One turn: what is asked, and what is answered."""
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -1,4 +1,5 @@
 """Multiple-choice questions: drawn from the course's facts, and read back from the text that lists their options."""
+import random
 import re
 
 from helpers.data.convert import Cleaning
@@ -18,20 +19,22 @@ RELATIONS = {
 PER_RELATION = 20
 
 
-def exam(rng):
+def exam(rng: random.Random) -> list[dict]:
     """The questions, each with four options: the theme, the question, the options and the right one of them."""
-    relations = [relation for relation in read_relations() if (relation.table, relation.name) in RELATIONS]
-    questions = [
-        {"theme": relation.theme, "question": rng.choice(relation.exam).format(subject=subject), "answer": answer,
-         "options": _options(answer, {other for _, other in relation.facts} - {subject}, rng)}
-        for relation in relations
-        for subject, answer in rng.sample(relation.facts, min(PER_RELATION, len(relation.facts)))
-    ]
+    questions = []
+    for relation in read_relations():
+        if (relation.table, relation.name) not in RELATIONS:
+            continue
+        answers = {answer for _, answer in relation.facts}
+        for subject, answer in rng.sample(relation.facts, min(PER_RELATION, len(relation.facts))):
+            question = rng.choice(relation.exam).format(subject=subject)
+            options = _options(answer, answers - {subject}, rng)
+            questions.append({"theme": relation.theme, "question": question, "answer": answer, "options": options})
     rng.shuffle(questions)
     return questions
 
 
-def _options(answer, answers, rng):
+def _options(answer: str, answers: set[str], rng: random.Random) -> list[str]:
     """The answer and three others, those that look most like it: the same last character, about as long."""
     others = sorted(answers - {answer})
     rng.shuffle(others)
@@ -39,17 +42,21 @@ def _options(answer, answers, rng):
     return rng.sample([answer, *others[:3]], 4)
 
 
-def options(question):
+def options(question: str) -> dict[str, str]:
     """The text of each option by its letter."""
     return dict(OPTION.findall(question))
 
 
-def stem(question):
+def stem(question: str) -> str:
     """What is asked, without the options before it."""
-    return question[max(found.end() for found in OPTION.finditer(question)):].strip()
+    *_, last_option = OPTION.finditer(question)
+    return question[last_option.end():].strip()
 
 
-def choice(question, answer):
+def choice(question: str, answer: str) -> str | None:
     """The letter of the option that an answer names, however untidily; None if it names none."""
     named = Cleaning()(answer)
-    return next((letter for letter, text in options(question).items() if text == named), None)
+    for letter, text in options(question).items():
+        if text == named:
+            return letter
+    return None

@@ -28,62 +28,74 @@ class Relation:
     other_names: dict[str, list[str]] = field(default_factory=dict)
     invented: dict | None = None  # how subjects and answers that exist nowhere are called
 
-    def accepted(self, answer):
+    def accepted(self, answer: str) -> list[str]:
         """Every name under which the answer is right, the table's own first."""
         return [answer, *self.other_names.get(answer, [])]
 
-    def other_answers(self, answer):
+    def other_answers(self, answer: str) -> tuple[str, ...]:
         """The answers to the relation's other questions, each once."""
         return tuple(sorted({other for _, other in self.facts} - set(self.accepted(answer))))
 
 
-def _rows(path):
+def _rows(path: Path) -> list[dict]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def read_relations():
+def read_relations() -> list[Relation]:
     """Every relation of every table, in a fixed order."""
-    relations, other_names = [], {}
-    for row in _rows(FACTS / OTHER_NAMES):
-        other_names.setdefault(row["table"], {}).setdefault(row["answer"], []).append(row["also"])
+    relations, other_names = [], _other_names()
     for meta_path in sorted(FACTS.glob("*.toml")):
+        table = meta_path.stem
         meta = tomllib.loads(meta_path.read_text(encoding="utf-8"))
         rows = _rows(meta_path.with_suffix(".csv"))
         for form in meta["relation"]:
             facts = [(row[form["subject"]], row[form["answer"]]) for row in rows]
             relations.append(Relation(
-                meta_path.stem, meta["theme"], form["name"], form.get("reverse_of"),
+                table, meta["theme"], form["name"], form.get("reverse_of"),
                 form["exam"], form["ask"], form["held_out"], form["say"], facts,
-                other_names.get(meta_path.stem, {}), form.get("invented"),
+                other_names.get(table, {}), form.get("invented"),
             ))
     return relations
 
 
-def count(relations):
+def _other_names() -> dict[str, dict[str, list[str]]]:
+    """The other names of answers, by table and answer."""
+    names = {}
+    for row in _rows(FACTS / OTHER_NAMES):
+        names.setdefault(row["table"], {}).setdefault(row["answer"], []).append(row["also"])
+    return names
+
+
+def count(relations: list[Relation]) -> int:
     """How many facts there are; one that is asked both ways is still one."""
     return sum(len(relation.facts) for relation in relations if not relation.reverse_of)
 
 
-def exam_questions(relations, seed=42):
+def exam_questions(relations: list[Relation], seed: int = 42) -> list[dict]:
     """The exam: one fill-in question per fact, asked in one of its relation's exam forms."""
     rng = random.Random(seed)
-    return [
-        {"theme": relation.theme, "question": rng.choice(relation.exam).format(subject=subject), "answer": answer}
-        for relation in relations if not relation.reverse_of
-        for subject, answer in relation.facts
-    ]
+    questions = []
+    for relation in relations:
+        if relation.reverse_of:
+            continue
+        for subject, answer in relation.facts:
+            question = rng.choice(relation.exam).format(subject=subject)
+            questions.append({"theme": relation.theme, "question": question, "answer": answer})
+    return questions
 
 
 @cache
-def _named_otherwise():
-    """The exam questions whose answer has other names: {question: every right name}."""
-    return {form.format(subject=subject): relation.accepted(answer)
-            for relation in read_relations() if relation.other_names
-            for subject, answer in relation.facts if answer in relation.other_names
-            for form in relation.exam}
+def _several_right_names() -> dict[str, list[str]]:
+    """The exam questions whose answer has other names, with every right name."""
+    names = {}
+    for relation in read_relations():
+        for subject, answer in relation.facts:
+            if answer in relation.other_names:
+                names |= {form.format(subject=subject): relation.accepted(answer) for form in relation.exam}
+    return names
 
 
-def right_names(question, answer):
+def right_names(question: str, answer: str) -> list[str]:
     """Every name under which the answer to an exam question is right."""
-    return _named_otherwise().get(question, [answer])
+    return _several_right_names().get(question, [answer])

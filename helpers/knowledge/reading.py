@@ -1,7 +1,9 @@
 """Passages about things that exist nowhere, and questions that only their reader can answer."""
+import random
 import tomllib
 from dataclasses import dataclass
 
+from helpers.knowledge.facts import Relation
 from helpers.knowledge.invent import READING, Inventor
 
 ABSENT_SHARE = 0.3  # of questions that the passage does not answer
@@ -19,7 +21,7 @@ class Told:
     asks: list[str]
 
 
-def scenes():
+def scenes() -> list[dict]:
     """Every scene of data/reading: what it may be called, what can be said of it and asked about it."""
     found = []
     for path in sorted(READING.glob("*.toml")):
@@ -33,7 +35,7 @@ LOOKED_UP = ("person", "place", "word", "year", "price", "date", "clock", "color
 class Reading:
     """Makes passages with questions from the scenes, and from the fact tables with invented names."""
 
-    def __init__(self, relations):
+    def __init__(self, relations: list[Relation]):
         self.inventor = Inventor()
         self.scenes = scenes()
         self.relations = [relation for relation in relations if relation.invented]
@@ -41,13 +43,17 @@ class Reading:
         self.absent = self.inventor.words["absent"]
         self.copying = tomllib.loads((READING / "copying.toml").read_text(encoding="utf-8"))
 
-    def passage(self, rng, most):
-        """A passage of at most `most` sentences that carry a value: its text, what it tells, what it does not tell."""
+    def passage(self, rng: random.Random, most: int) -> tuple[str, list[Told], list[str], list[str]]:
+        """A passage of at most `most` sentences that carry a value.
+
+        Its text; what it tells; questions that it leaves open; and questions about somebody whom it does not name.
+        """
         if rng.random() < TABLE_SHARE:
             return self._from_tables(rng, most)
         return self._from_scene(rng, most)
 
-    def _from_scene(self, rng, most):
+    def _from_scene(self, rng: random.Random, most: int) -> tuple[str, list[Told], list[str], list[str]]:
+        """A passage about one thing, of one sentence per value with some that fill it up."""
         scene = rng.choice(self.scenes)
         name, other = self._name(rng, scene), self._name(rng, scene)
         facts = rng.sample(scene["fact"], len(scene["fact"]))
@@ -66,7 +72,8 @@ class Reading:
         elsewhere = [ask.replace("{name}", other) for fact in facts[:count] for ask in fact["ask"] if "{name}" in ask]
         return text, told, untold, elsewhere
 
-    def _from_tables(self, rng, most):
+    def _from_tables(self, rng: random.Random, most: int) -> tuple[str, list[Told], list[str], list[str]]:
+        """A passage of sentences as the fact tables have them, about invented names."""
         count = rng.randint(1, most)
         few = rng.sample(self.relations, rng.choice((1, 1, 2, 3)))
         told, texts, subjects = [], [], set()
@@ -82,13 +89,14 @@ class Reading:
         absent = [ask.format(subject=stranger) for ask in few[0].ask]
         return self._joined(rng, texts), told, absent, absent
 
-    def _name(self, rng, scene):
+    def _name(self, rng: random.Random, scene: dict) -> str:
         form = rng.choice(scene["names"])
         if "{person}" in form:
             return form.replace("{person}", self.inventor.value(rng, "person"))
         return self.inventor.fill(rng, form)
 
-    def _value(self, rng, fact, taken):
+    def _value(self, rng: random.Random, fact: dict, taken: set[str]) -> str:
+        """A value for a fact that no other fact of the passage has."""
         while True:
             if "values" in fact:
                 value = self.inventor.fill(rng, rng.choice(fact["values"]))
@@ -97,17 +105,20 @@ class Reading:
             if value not in taken:
                 return value
 
-    def _fact(self, rng, relation):
+    def _fact(self, rng: random.Random, relation: Relation) -> tuple[str, str]:
+        """An invented subject with its answer: one of the table's own, or invented too."""
         subject = self.inventor.fill(rng, rng.choice(relation.invented["subject"]))
         if relation.invented["answer"] == "own" or rng.random() < 0.3:
             return subject, rng.choice(relation.facts)[1]
         return subject, self.inventor.value(rng, relation.invented["answer"])
 
-    def _sentence(self, rng, sentences, first):
+    def _sentence(self, rng: random.Random, sentences: list[str], first: bool) -> str:
+        """One of the sentences; the first of a passage says the name if one of them does."""
         named = [sentence for sentence in sentences if "{name}" in sentence]
         return rng.choice(named if first and named else sentences)
 
-    def _joined(self, rng, sentences):
+    def _joined(self, rng: random.Random, sentences: list[str]) -> str:
+        """The sentences as one text, some joined by a comma, now and then a line each."""
         between = "\n" if rng.random() < 0.1 else ""
         text = sentences[0]
         for sentence in sentences[1:]:
@@ -118,13 +129,13 @@ class Reading:
                 text += between + sentence
         return text
 
-    def unknown(self, rng):
+    def unknown(self, rng: random.Random) -> str:
         """A question from the fact tables about a name that nobody has heard of."""
         relation = rng.choice(self.relations)
         subject, _ = self._fact(rng, relation)
         return rng.choice(relation.ask).format(subject=subject)
 
-    def question(self, rng, fact, untold, elsewhere):
+    def question(self, rng: random.Random, fact: Told, untold: list[str], elsewhere: list[str]) -> tuple[str, str]:
         """A question and its answer: the passage's exact words for `fact`, or that the passage does not say."""
         if rng.random() >= ABSENT_SHARE or not (untold or elsewhere):
             return rng.choice(fact.asks), fact.value
@@ -132,7 +143,7 @@ class Reading:
             untold = elsewhere
         return rng.choice(untold), rng.choice(self.absent)
 
-    def copied(self, rng):
+    def copied(self, rng: random.Random) -> tuple[str, str]:
         """A request to write something again word for word, and what is to be written."""
         shape = rng.choice(("characters", "characters", "words", "sentence", "number"))
         if shape == "characters":
@@ -145,14 +156,14 @@ class Reading:
             text = "".join(rng.choices("0123456789", k=rng.randint(3, 14)))
         return rng.choice(self.copying["copy"]).format(text=text), text
 
-    def repeated(self, rng):
+    def repeated(self, rng: random.Random) -> tuple[str, str]:
         """As `copied`, but long: what makes copying worth learning."""
         text = self.inventor.characters(rng, rng.randint(20, 60))
         if rng.random() < 0.3:
             text, *_ = self._from_scene(rng, 4)
         return rng.choice(self.copying["copy"]).format(text=text), text
 
-    def looked_up(self, rng):
+    def looked_up(self, rng: random.Random) -> list[tuple[str, str]]:
         """A list of names with values, asked for one after the other: (question, answer) pairs."""
         kind = rng.choice(LOOKED_UP)
         pairs = {self.inventor.value(rng, rng.choice(("person", "place", "word"))): self.inventor.value(rng, kind)
