@@ -27,9 +27,11 @@ submit: setup
 grade: setup
 	@$(LAUNCH) $(PY) -m helpers.grading.grade $(if $(RULES),--rules "$(RULES)") $(if $(SUBMISSIONS),"$(SUBMISSIONS)")
 
+# Two workers with a thread each; tests/conftest.py says what shares one.
 test: setup
 	@$(PY) -m ruff check .
-	@$(LAUNCH) $(PY) -m pytest -q --durations=40 --nbval --nbval-current-env --nbval-cell-timeout=1200 tests notebooks
+	@$(LAUNCH) env OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder --durations=40 \
+		--nbval --nbval-current-env --nbval-cell-timeout=1200 tests notebooks
 
 bench: setup
 	@$(LAUNCH) $(PY) -m tests.bench
