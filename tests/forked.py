@@ -12,23 +12,22 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([process.XTUNER["train"], "xtuner.model", "bitsandbytes", "datasets"])
 
 
-def train(*arguments, log, **variables):
+def train(*arguments, log):
     """What `xtuner train` with these arguments prints, and its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in profile.environment().items():  # the server, started by the first call, keeps its own
             patch.setenv(name, value)
-        training = SERVER.Process(target=_train, args=(list(map(str, arguments)), log, variables), daemon=True)
+        training = SERVER.Process(target=_train, args=(list(map(str, arguments)), log), daemon=True)
         training.start()
     training.join()
     return log.read_text(encoding="utf-8", errors="replace"), training.exitcode
 
 
-def _train(arguments, log, variables):
+def _train(arguments, log):
     """What the forked process does: all its output goes into the log."""
     with log.open("ab") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
-    os.environ |= variables
     sys.argv = ["train", *arguments]
     runpy.run_module(process.XTUNER["train"], run_name="__main__")

@@ -11,7 +11,7 @@ import torch
 
 from helpers.machine import process, profile
 from helpers.train import runs
-from tests import finetune
+from tests import finetune, forked
 
 SAVE_EVERY = 10
 SHORT = {"save_steps": str(SAVE_EVERY), "evaluation_freq": "20", "max_epochs": "1", "max_length": "128",
@@ -151,12 +151,18 @@ BAD_CONFIGS = {
 }
 
 
+def test_a_training_that_fails_raises_with_the_reason_and_keeps_its_whole_log(config, tmp_path):
+    finetune.write_config(tmp_path / "bad.py", config.parent / "none.jsonl", SHORT)
+    with pytest.raises(process.Failed, match=rf"找不到数据 .*none\.jsonl.*\n完整的日志：{tmp_path}/log"):
+        process.run_xtuner("train", tmp_path / "bad.py", "--work-dir", tmp_path, log=tmp_path / "log")
+    assert "Traceback" in (tmp_path / "log").read_text(encoding="utf-8")
+
+
 def failure(config, folder, *arguments):
-    with pytest.raises(process.Failed) as raised:
-        process.run_xtuner("train", config, "--work-dir", folder, *arguments, log=folder / "log")
-    message = str(raised.value)
-    assert "完整的日志" in message
-    return message.splitlines()[0]
+    """What a student is told when XTuner fails so."""
+    printed, code = forked.train(config, "--work-dir", folder, *arguments, log=folder / "log")
+    assert code
+    return process.explain(printed, code)
 
 
 @pytest.mark.parametrize("name", BAD_CONFIGS)
