@@ -23,9 +23,9 @@ def results(both, only_first, only_second, neither):
 ])
 def test_a_difference_is_judged_by_the_questions_on_which_two_models_differ(only_first, only_second, p):
     for agreed in (1, 500):
-        found = chance.paired(*results(agreed, only_first, only_second, agreed))
-        assert found == (only_first, only_second)
-        assert found.p == pytest.approx(p)
+        compared = chance.paired(*results(agreed, only_first, only_second, agreed))
+        assert compared == (only_first, only_second)
+        assert compared.p == pytest.approx(p)
 
 
 def test_the_verdict_is_said_in_words():
