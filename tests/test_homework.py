@@ -15,6 +15,7 @@ from helpers.homework.package import NOTEBOOKS, REPORT
 from helpers.homework.submit import Homework
 from helpers.knowledge.facts import EXAM_SYSTEM, read_relations
 from helpers.machine import lessons
+from helpers.machine.commands import CourseError
 from tests import finetune
 from tools.make_homework_sheet import EXAM, FOLDER, SHEET, main
 
@@ -154,7 +155,7 @@ def test_who_did_it_is_read_without_running_anything(tmp_path):
     cell.source = 'STUDENT = "s1"\nNAME = "阿福"\nOWNER = "小红"\nopen("ran", "w")\nraise SystemExit'
     nbformat.write(content, tmp_path / "basic.ipynb")
     assert release.author(tmp_path / "basic.ipynb") == release.Author("s1", "阿福", "小红")
-    with pytest.raises(release.HomeworkError, match="make homework"):
+    with pytest.raises(CourseError, match="make homework"):
         release.author(tmp_path / "none.ipynb")
 
 
@@ -176,7 +177,8 @@ def test_a_solved_homework_gets_full_points_from_the_real_grader(solved, tmp_pat
     (tmp_path / "submissions").mkdir()
     shutil.copy(solved.pack(), tmp_path / "submissions")
     rules = Rules()
-    [result] = Session(tmp_path / "submissions", tmp_path / "grading", rules).run()
+    with Session(tmp_path / "submissions", tmp_path / "grading", rules) as session:
+        [result] = session.run()
     assert result.failure is None
     assert result.remarks == []
     assert result.points == {f"{cell.notebook}/{cell.grade_id}": cell.points

@@ -3,14 +3,17 @@
 python -m helpers.grading.adapter_exam   in the sandbox, answers questions with it: a line of JSON in, a line out.
 """
 import json
+import os
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from helpers.grading.sandbox import Limits, Sandbox
+from helpers.grading.sandbox import GB, Limits, Sandbox
 from helpers.homework.package import MB, SETTINGS, WEIGHTS, Refused
+from helpers.knowledge.corpus import Question
 from helpers.machine import profile
 
 MAX_RANK = 256
@@ -22,45 +25,47 @@ NUMBERS = {"F16", "BF16", "F32"}
 FIXED = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "init_lora_weights": True,
          "megatron_core": "megatron.core"}
 WITHOUT_MEANING = {"base_model_name_or_path", "inference_mode", "revision"}
-SECONDS, MEMORY = 600, 8 * 2**30
+SECONDS = 600
+MEMORY = 8 * GB  # beside the base model's weights, which are there twice while they are loaded
 
 
-def checked_settings(folder, base):
+def checked_settings(folder: Path, base: str | Path) -> dict:
     """The settings of the adapter in an unpacked submission, once they and its weights are known to fit the base."""
     layers = linear_layers(base)
-    checked = _settings(folder, layers)
-    _check_weights(folder, checked, layers)
-    return checked
+    settings = _settings(folder, layers)
+    _check_weights(folder, settings, layers)
+    return settings
 
 
-def linear_layers(base):
+def linear_layers(base: str | Path) -> dict[str, list[int]]:
     """The linear layers of a model by name, with their shapes; without the embedding and the head."""
-    found = {}
+    layers = {}
     for file in sorted(Path(base).glob("*.safetensors")):
         with safe_open(file, "np") as weights:
             for name in weights.keys():  # noqa: SIM118
                 shape = weights.get_slice(name).get_shape()
                 if ".layers." in name and len(shape) == 2:
-                    found[name.removesuffix(".weight")] = shape
-    return found
+                    layers[name.removesuffix(".weight")] = shape
+    return layers
 
 
 def _settings(folder, layers):
     try:
-        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        read = {name: found.pop(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")}
+        others = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = {name: others.pop(name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(f"{SETTINGS} 不完整（{error}）：请用第 5 课的转换重做适配器。") from error
-    for name, value in found.items():
+    for name, value in others.items():
         if name not in WITHOUT_MEANING and value != FIXED.get(name) and (name in FIXED or value):
             raise Refused(f"{SETTINGS} 的 {name} 不能是 {str(value)[:60]}：请用第 5 课的转换重做适配器。")
-    _check_number("r", read["r"], 1, MAX_RANK, int)
-    _check_number("lora_alpha", read["lora_alpha"], 0, MAX_ALPHA, int | float)
-    _check_number("lora_dropout", read["lora_dropout"], 0, 1, int | float)
-    targets, known = read["target_modules"], {name.rpartition(".")[2] for name in layers}
+    _check_number("r", settings["r"], 1, MAX_RANK, int)
+    _check_number("lora_alpha", settings["lora_alpha"], 0, MAX_ALPHA, int | float)
+    _check_number("lora_dropout", settings["lora_dropout"], 0, 1, int | float)
+    targets = settings["target_modules"]
+    known = {name.rpartition(".")[2] for name in layers}
     if not isinstance(targets, list) or not targets or not all(isinstance(t, str) and t in known for t in targets):
         raise Refused(f"{SETTINGS} 的 target_modules 要是列表，只能有 {'、'.join(sorted(known))}：请重做适配器。")
-    return read | {"target_modules": sorted(set(targets))}
+    return settings | {"target_modules": sorted(set(targets))}
 
 
 def _check_number(name, value, least, most, kind):
@@ -68,12 +73,12 @@ def _check_number(name, value, least, most, kind):
         raise Refused(f"{SETTINGS} 的 {name} 要在 {least} 和 {most} 之间，不能是 {str(value)[:60]}：请重做适配器。")
 
 
-def _check_weights(folder, checked, layers):
+def _check_weights(folder, settings, layers):
     """Refuses weights that are not exactly what the settings and the base model call for."""
-    path, r = folder / WEIGHTS, checked["r"]
+    path, r = folder / WEIGHTS, settings["r"]
     wanted = {}
     for name, (rows, columns) in layers.items():
-        if name.rpartition(".")[2] in checked["target_modules"]:
+        if name.rpartition(".")[2] in settings["target_modules"]:
             wanted |= {f"base_model.model.{name}.lora_A.weight": [r, columns],
                        f"base_model.model.{name}.lora_B.weight": [rows, r]}
     with path.open("rb") as file:
@@ -83,33 +88,38 @@ def _check_weights(folder, checked, layers):
     try:
         with safe_open(path, "np") as weights:
             slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
-            found = {name: part.get_shape() for name, part in slices.items()}
+            shapes = {name: part.get_shape() for name, part in slices.items()}
             kinds = {part.get_dtype() for part in slices.values()}
     except SafetensorError as error:
         raise Refused(f"{WEIGHTS} 不完整（{error}）：请用第 5 课的转换重做适配器。") from error
-    if found != wanted:
-        odd = next(name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name))
-        raise Refused(f"{WEIGHTS} 和设置或基座对不上（例如 {odd[:120]}）：请用作业指定的基座训练。")
+    if shapes != wanted:
+        unlike = [name for name in sorted({*shapes, *wanted}) if shapes.get(name) != wanted.get(name)]
+        raise Refused(f"{WEIGHTS} 和设置或基座对不上（例如 {unlike[0][:120]}）：请用作业指定的基座训练。")
     if not kinds <= NUMBERS:
         raise Refused(f"{WEIGHTS} 里的数是 {'、'.join(sorted(kinds))}：只收 {'、'.join(sorted(NUMBERS))}。")
 
 
-def ask(questions, weights=None, checked=None, protected=True):
-    """The answers of the base model, or of it with an adapter that was checked, given in the sandbox."""
+def ask(questions: Sequence[Question], weights: Path | None = None, settings: dict | None = None,
+        protected: bool = True) -> tuple[list[str], int]:
+    """The answers of the base model, or of it with an adapter of checked settings, given in the sandbox; its memory."""
     machine = profile.current()
-    request = {"weights": weights and str(weights), "settings": checked,
+    request = {"weights": weights and str(weights), "settings": settings,
                "questions": [[question.kind, question.question, question.system] for question in questions]}
+    variables = {"COURSE_PROFILE": machine.name, "COURSE_BASE_MODEL": str(machine.base_model)}
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        variables["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
+    size = sum(file.stat().st_size for file in machine.base_model.glob("*.safetensors"))
     with Sandbox([sys.executable, "-m", "helpers.grading.adapter_exam"], protected=protected,
                  readable=[machine.base_model, *([weights] if weights else [])],
-                 devices=sorted(Path("/dev").glob("nvidia*")),
-                 variables={"COURSE_PROFILE": machine.name, "COURSE_BASE_MODEL": str(machine.base_model)},
-                 limits=Limits(seconds=SECONDS, memory=MEMORY, address_space=None)) as sandbox:
+                 devices=sorted(Path("/dev").glob("nvidia*")), variables=variables,
+                 limits=Limits(seconds=SECONDS, memory=MEMORY + 2 * size, address_space=None)) as sandbox:
         answers = sandbox.ask(request)
         return answers, sandbox.peak
 
 
-def main():
+def main() -> None:
     """In the sandbox: the answers to one request."""
+    # Slow to import, and needed in here only: out there only settings and shapes are looked at.
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -121,7 +131,7 @@ def main():
     if request["weights"]:
         model = get_peft_model(model, LoraConfig(**request["settings"], bias="none", task_type="CAUSAL_LM")).eval()
         set_peft_model_state_dict(model, load_file(request["weights"]))
-    questions = [compare.Question(kind, question, [], system=system) for kind, question, system in request["questions"]]
+    questions = [Question(kind, question, [], system=system) for kind, question, system in request["questions"]]
     print(json.dumps(compare.answers(model, tokenizer, questions)))
 
 

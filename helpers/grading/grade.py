@@ -10,11 +10,13 @@ import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from helpers.grading import feedback, mark, rerun, sandbox, similar
 from helpers.grading.gradebook import HEADER, Grades, summary, write_table
+from helpers.grading.mark import Result
 from helpers.grading.rules import DEFAULT, Rules
 from helpers.homework import package
 from helpers.homework.release import ASSIGNMENT
@@ -25,69 +27,107 @@ from helpers.machine.process import shown
 
 OUT = profile.ROOT / "workspace" / "grading"
 LOG = "sandbox.log"
-AT_ONCE = 2
-
-
-class Busy(CourseError):
-    """Another grader is at work in the same place."""
 
 
 class Session:
-    """One run over a folder of submissions, with what earlier runs have left in `out`."""
+    """One run over a folder of submissions, with what earlier runs have left in `out`; to be used in a `with` block.
 
-    def __init__(self, folder, out, rules, protected=True):
-        self._folder, self._out, self._rules, self._protected = Path(folder), Path(out), rules, protected
-        (self._out / "results").mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self._out / "lock")
-        shutil.rmtree(self._out / mark.SCRATCH, ignore_errors=True)  # of a run that was killed
+    While the block lasts no other grader works in `out`.
+    """
+
+    def __init__(self, folder: str | Path, out: str | Path, rules: Rules, protected: bool = True):
+        self._folder = Path(folder)
+        self._out = Path(out)
+        self._rules = rules
+        self._protected = protected
+
+    def __enter__(self):
+        with ExitStack() as opened:
+            opened.enter_context(_alone_in(self._out))
+            self._clear_scratch()
+            sandbox.sweep()
+            self._copy_source()
+            self._grades = opened.enter_context(closing(Grades(self._out, self._rules)))
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *_):
+        self._opened.close()
+
+    def _clear_scratch(self):
+        """Removes what a run that was killed has left."""
+        shutil.rmtree(self._out / mark.SCRATCH, ignore_errors=True)
         (self._out / mark.SCRATCH).mkdir()
-        sandbox.sweep()
-        shutil.copytree(rules.source, self._out / "source" / ASSIGNMENT, dirs_exist_ok=True)  # formgrader wants it
-        self._grades = Grades(self._out, rules)
 
-    def run(self):
+    def _copy_source(self):
+        """Puts the homework where nbgrader's formgrader looks for it."""
+        shutil.copytree(self._rules.source, self._out / "source" / ASSIGNMENT, dirs_exist_ok=True)
+
+    def run(self) -> list[Result]:
         """Grades what is new, and writes the tables and the feedback; gives all results."""
+        zips = self._submissions()
+        results = self._kept_results(zips)
+        to_grade = [path for path in zips if not self._is_up_to_date(path, results[path])]
+        if to_grade:
+            print(f"{len(zips)} 份作业，其中 {len(to_grade)} 份要评", flush=True)
+            results |= self._grade(to_grade)
+        self._write(list(results.values()))
+        return list(results.values())
+
+    def _submissions(self):
+        """The zips in the folder; whatever else lies there is told."""
         zips = sorted(self._folder.glob("*.zip"))
         for path in sorted({*self._folder.iterdir()} - {*zips}):
             print(f"没有看 {path.name!r}：作业要是 .zip")
-        results = {path: self._read(rerun.printable(path.stem)) for path in zips}
-        for result in filter(None, results.values()):
-            self._grades.record(result)  # the last run may have been cut off before it could
-        todo = [path for path, result in results.items() if not self._holds(path, result)]
-        if todo:
-            print(f"{len(zips)} 份作业，其中 {len(todo)} 份要评", flush=True)
-            for path, result in self._graded(todo):
-                results[path] = result
-        self._write(list(results.values()))
-        self._grades.close()
-        self._lock.close()
-        return list(results.values())
+        return zips
 
-    def _graded(self, todo):
-        """Each path with its result, kept and recorded, as they come."""
-        examiner = mark.Examiner(self._rules, self._protected) if self._rules.criteria else None
-        pool = ThreadPoolExecutor(AT_ONCE)
+    def _kept_results(self, zips):
+        """The result that earlier runs have kept for each zip, None where there is none."""
+        results = {path: self._read(rerun.printable(path.stem)) for path in zips}
+        for result in results.values():
+            if result:
+                self._grades.record(result)  # the last run may have been cut off before it could
+        return results
+
+    def _is_up_to_date(self, path, result):
+        """Whether a result is that of this zip and of these rules, and no failure."""
+        if not result or result.failure:
+            return False
+        return (result.work, result.rules) == (mark.digest(path), self._rules.fingerprint)
+
+    def _grade(self, paths):
+        """The result of each zip, some at the same time, each kept as soon as it is there."""
+        results = {}
+        examiner = self._examiner()
+        pool = ThreadPoolExecutor(profile.current().trainings_at_once)  # as many models as the machine holds
         try:
             running = {pool.submit(mark.mark, path, self._rules, examiner, self._out, self._protected): path
-                       for path in todo}
-            for number, done in enumerate(as_completed(running), 1):
+                       for path in paths}
+            for done in as_completed(running):
                 result = done.result()
-                before = self._read(result.student)
-                result.new_work = before is not None and before.work != result.work
                 self._keep(result)
-                self._grades.record(result)
-                print(f"[{number:3}/{len(todo)}] {_line(result)}", flush=True)
-                yield running[done], result
+                results[running[done]] = result
+                print(f"[{len(results):3}/{len(paths)}] {_line(result)}", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
+        return results
+
+    def _examiner(self):
+        """Who asks the adapters, where the rules want them asked."""
+        if not self._rules.criteria:
+            return None
+        from helpers.grading.examiner import Examiner  # slow: whoever has nothing to grade does not wait for it
+
+        return Examiner(self._rules, self._protected)
 
     def _file(self, student):
         return self._out / "results" / f"{_file_name(student)}.json"
 
     def _read(self, student):
+        """The result that was kept for a student, None if there is none; one that cannot be read is set aside."""
         file = self._file(student)
         try:
-            return mark.Result(**json.loads(file.read_text(encoding="utf-8")))
+            return Result(**json.loads(file.read_text(encoding="utf-8")))
         except (FileNotFoundError, TypeError):  # or by another version of the course
             return None
         except (ValueError, RecursionError):
@@ -96,40 +136,53 @@ class Session:
                   "你给过的分数不动；如果他换过作业，请再看一遍这些分数。")
             return None
 
-    def _holds(self, path, result):
-        """Whether a result that was kept is that of this zip and of these rules, and no failure."""
-        return (result and not result.failure
-                and (result.work, result.rules) == (mark.digest(path), self._rules.fingerprint))
-
     def _keep(self, result):
+        """Puts a new result in the place of the one before, and its points into the gradebook."""
+        before = self._read(result.student)
+        result.new_work = before is not None and before.work != result.work
         with replaced(self._file(result.student)) as file:
             json.dump(asdict(result), file)
+        self._grades.record(result)
 
     def _write(self, results):
+        self._write_feedback(results)
+        self._write_log(results)
+        write_table(HEADER, [summary(self._grades, result) for result in results], self._out / "grades.csv")
+        self._write_similar(results)
+
+    def _write_feedback(self, results):
         for result in results:
-            feedback.write(self._out / "feedback" / f"{_file_name(result.student)}.html", result, self._rules,
-                           self._grades.by_hand(result.student))
+            by_hand = self._grades.by_hand(result.student)
+            page = self._out / "feedback" / f"{_file_name(result.student)}.html"
+            feedback.write(result, self._rules, by_hand, page)
+
+    def _write_log(self, results):
+        """What programs in the sandbox said at their end, for the instructor only."""
         with replaced(self._out / LOG) as file:
-            file.writelines(f"{result.student}\n{said}\n\n" for result in results for said in result.said)
-        write_table(self._out / "grades.csv", HEADER, [summary(self._grades, result) for result in results])
-        alike = similar.pairs({result.student: result.traits for result in results if not result.failure})
-        write_table(self._out / "similar.csv", ["学生", "另一个学生", "相像的是", "有多少"],
-                    [[pair.first, pair.second, pair.what, f"{pair.share:.0%}"] for pair in alike])
+            for result in results:
+                for said in result.said:
+                    file.write(f"{result.student}\n{said}\n\n")
+
+    def _write_similar(self, results):
+        pairs = similar.pairs({result.student: result.traits for result in results if not result.failure})
+        rows = [[pair.first, pair.second, pair.what, f"{pair.share:.0%}"] for pair in pairs]
+        write_table(["学生", "另一个学生", "相像的是", "有多少"], rows, self._out / "similar.csv")
 
 
-def _locked(path):
-    """The open file that keeps other graders away until it is closed."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise Busy(f"{shown(path.parent)} 里已经有一个评分在运行，在另一个终端里。先等它结束。") from None
-    return file
+@contextmanager
+def _alone_in(folder):
+    """Keeps other graders away from a folder while the block lasts."""
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CourseError(f"{shown(folder)} 里已经有一个评分在运行，在另一个终端里。先等它结束。") from None
+        yield
 
 
 def _file_name(student):
-    """The student's number, or what stands for a file name that is none."""
+    """The student's number, or what stands for one that is no file name."""
     return student if package.STUDENT.fullmatch(student) else hashlib.sha256(student.encode()).hexdigest()[:12]
 
 
@@ -139,8 +192,17 @@ def _line(result):
     return f"{result.student}　自动评分 {sum(result.points.values()):g} 分　{result.seconds:.0f} 秒"
 
 
+def _tell(results, out):
+    """Prints how many were graded, and who was not."""
+    failed = [result for result in results if result.failure]
+    print(f"一共 {len(results)} 份，评了 {len(results) - len(failed)} 份，失败 {len(failed)} 份。"
+          f"成绩表、反馈、相像的作业：{shown(out)}")
+    for result in failed:
+        print(f"失败：{result.student}　{result.failure}")
+
+
 @commands.command
-def main():
+def main() -> None:
     """The command line."""
     parser = commands.parser("在沙箱里给作业评分")
     parser.add_argument("submissions", type=Path, nargs="?", help="放着学生的 zip 的文件夹")
@@ -154,12 +216,8 @@ def main():
         sys.exit(f"[FAIL] 找不到作业的文件夹（{options.submissions}）：请用 make grade SUBMISSIONS=文件夹。")
     if not options.unprotected and (why_not := sandbox.problem()):
         sys.exit(f"[FAIL] 没有沙箱，不能运行学生的代码。{why_not}")
-    results = Session(options.submissions, options.out, Rules(options.rules), not options.unprotected).run()
-    failed = [result for result in results if result.failure]
-    print(f"一共 {len(results)} 份，评了 {len(results) - len(failed)} 份，失败 {len(failed)} 份。"
-          f"成绩表、反馈、相像的作业：{shown(options.out)}")
-    for result in failed:
-        print(f"失败：{result.student}　{result.failure}")
+    with Session(options.submissions, options.out, Rules(options.rules), not options.unprotected) as session:
+        _tell(session.run(), options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 
 from jupyter_client import KernelManager
 
-MOST_CHARS = 20_000
+MOST_CHARS = 20_000  # of what a cell prints, or of any other text of a student's
 SECONDS_TO_START = 60
 SECONDS_TO_STOP = 5
 ENDED = "内核结束了"
@@ -28,13 +28,18 @@ class Kernel:
         self._client.start_channels()
         self._client.wait_for_ready(SECONDS_TO_START)
 
-    def run(self, code, seconds, expression=""):
+    def run(self, code: str, seconds: float, expression: str = "") -> dict[str, str | None]:
         """What a cell printed, its error, and what an expression is then worth, as text; None where there is none."""
         sent = self._client.execute(code, store_history=False, allow_stdin=False,
                                     user_expressions={"value": expression} if expression else None)
         text, error = self._printed(sent, seconds)
-        value = None if error else self._reply(sent).get("user_expressions", {}).get("value", {}).get("data", {})
-        return {"text": text, "error": error, "value": value and value.get("text/plain")}
+        value = None if error else self._value(sent)
+        return {"text": text, "error": error, "value": value}
+
+    def _value(self, sent):
+        """What the expression that was sent along is worth."""
+        answered = self._reply(sent).get("user_expressions", {}).get("value", {})
+        return answered.get("data", {}).get("text/plain")
 
     def _reply(self, sent):
         while True:  # after an error the reply was left where it is
@@ -68,7 +73,7 @@ class Kernel:
                 text = text[:MOST_CHARS]
 
 
-def main():
+def main() -> None:
     """A request per line in, an answer per line out."""
     kernel = Kernel()
     for line in sys.stdin:

@@ -1,20 +1,24 @@
 """One submission, from the zip to its points: unpacked, run and asked in the sandbox, and decided out here."""
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 
 from helpers.grading import adapter_exam, formgrader, rerun, similar
-from helpers.grading.rules import ADAPTER_NOTEBOOK
-from helpers.grading.sandbox import Ended
+from helpers.grading.kernel_host import MOST_CHARS
+from helpers.grading.rules import ADAPTER_NOTEBOOK, Rules
 from helpers.homework import package
-from helpers.homework.package import DATA, NOTEBOOKS, REPORT, Refused
+from helpers.homework.package import DATA, MAX_ZIP, NOTEBOOKS, REPORT, Refused
 from helpers.homework.release import ASSIGNMENT
 from helpers.machine import profile
-from helpers.machine.files import replaced
+from helpers.machine.files import replaced, sha256
+
+if TYPE_CHECKING:
+    from helpers.grading.examiner import Examiner  # slow to import, and not needed where there is nothing to grade
 
 SCRATCH = "unpacked"
 TRY_AGAIN = "请在 JupyterLab 里重启内核，从头运行一遍，改好再交。"
@@ -29,57 +33,24 @@ class Result:
     rules: str
     new_work: bool = True  # not that of the result before
     failure: str | None = None
-    points: dict = field(default_factory=dict)
-    passed: dict = field(default_factory=dict)
-    shares: dict = field(default_factory=dict)
-    answers: dict = field(default_factory=dict)
-    remarks: list = field(default_factory=list)
-    said: list = field(default_factory=list)  # by programs at their end: for the instructor only
-    traits: dict = field(default_factory=dict)
+    points: dict[str, float] = field(default_factory=dict)
+    passed: dict[str, list[int]] = field(default_factory=dict)  # checks, and of how many
+    shares: dict[str, float] = field(default_factory=dict)  # of what the adapter was asked, by measure
+    answers: dict[str, list[dict]] = field(default_factory=dict)  # by notebook: the student's cells, what they printed
+    remarks: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)  # by programs at their end: for the instructor only
+    traits: dict = field(default_factory=dict)  # what resembles other students' work is found by
     seconds: float = 0
     peak: int = 0
     finished: str = ""
 
     @property
-    def time(self):
+    def time(self) -> datetime:
         """When it was graded."""
         return datetime.fromisoformat(self.finished)
 
 
-class Examiner:
-    """Asks adapters the hidden questions; the base model's own answers are asked for once."""
-
-    def __init__(self, rules, protected):
-        from helpers.data.split import read_samples
-        from helpers.judge import checkpoints, compare  # slow to import, and not needed where there is nothing to grade
-
-        self._compare, self._look, self._protected = compare, checkpoints.Look, protected
-        exam = read_samples(rules.exam) if rules.exam else []
-        self._questions = compare.make_questions(exam, rules.count, "", rules.seed)
-        self._before = self._answers_of_the_base()
-
-    def _answers_of_the_base(self):
-        try:
-            answers, _ = adapter_exam.ask(self._questions, protected=self._protected)
-            return answers
-        except Ended as error:
-            why = rerun.printable((error.said or str(error)).splitlines()[-1])
-            raise Ended(f"还没有开始评分：基座模型 {profile.current().base_model} 在沙箱里没有答出题来（{why}）。"
-                        "请先用第 0 课看它能不能回答：模型不完整就重新下载，内存或显存不够就关掉别的程序。") from error
-
-    def shares(self, folder, checked, name):
-        """What the adapter in an unpacked submission can do, by measure, and the memory that it took to find out."""
-        after, peak = adapter_exam.ask(self._questions, folder / package.WEIGHTS, checked, self._protected)
-        asked = [replace(question, expect=[name]) if question.kind == self._compare.IDENTITY else question
-                 for question in self._questions]
-        rows = self._compare.compare(asked, self._before, after)
-        shares = self._look(0, rows, 0.0, name).shares
-        if self._compare.identity(rows).before.right:  # a word that everybody says is no name
-            shares["identity"] = 0.0
-        return shares, peak
-
-
-def mark(path, rules, examiner, out, protected=True):
+def mark(path: Path, rules: Rules, examiner: "Examiner | None", out: Path, protected: bool = True) -> Result:
     """The Result of one zip, its notebooks as they ran put beside the gradebook for the instructor to read."""
     started = time.monotonic()
     known = rerun.printable(path.stem), digest(path), rules.fingerprint
@@ -90,7 +61,7 @@ def mark(path, rules, examiner, out, protected=True):
             result = Result(*known, failure=rerun.printable(f"没有收下：{error}"))
         except Exception as error:  # one submission must not end the grading of the others
             result = Result(*known, failure=rerun.printable(f"评分没有完成，不是学生的错：{error!r}"))
-            result.said = _last_words(error)
+            result.said = _last_words(getattr(error, "said", ""))
     result.seconds = round(time.monotonic() - started, 1)
     result.finished = datetime.now().isoformat()
     return result
@@ -99,49 +70,56 @@ def mark(path, rules, examiner, out, protected=True):
 def _graded(result, path, folder, rules, examiner, out, protected):
     manifest = package.unpack(path, folder)
     notebooks = {name: rerun.read(folder / f"{name}.ipynb") for name in NOTEBOOKS}
-    checked = adapter_exam.checked_settings(folder, profile.current().base_model)
+    settings = adapter_exam.checked_settings(folder, profile.current().base_model)
     _grade_notebooks(result, notebooks, folder, rules, protected)
     if examiner:
-        _grade_adapter(result, manifest, folder, checked, rules, examiner)
+        result.shares, peak = examiner.shares(folder, settings, manifest.assistant)
+        result.peak = max(result.peak, peak)
+        _grade_adapter(result, rules)
     result.traits = similar.traits(folder, manifest, notebooks.values())
     _keep(notebooks, rules.course, folder, out / "autograded" / result.student / ASSIGNMENT)
     return result
 
 
-def _last_words(ended):
-    """What a program that ended, if that is what ended, said then."""
-    return [rerun.printable(said)] if (said := getattr(ended, "said", "")) else []
+def _last_words(said):
+    """What a program said at its end, to be shown to the instructor; nothing if it said nothing."""
+    return [rerun.printable(said)] if said else []
 
 
-def digest(path):
+def digest(path: Path) -> str:
     """The SHA-256 of a zip; of what cannot be one, nothing is read."""
-    fits = path.is_file() and not path.is_symlink() and path.stat().st_size <= package.MAX_ZIP
-    return package.sha256(path) if fits else ""
+    could_be_one = path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_ZIP
+    return sha256(path) if could_be_one else ""
 
 
 def _grade_notebooks(result, notebooks, folder, rules, protected):
-    points = {(cell.notebook, cell.grade_id): cell.points for cell in rules.cells}
+    points = {cell.name: cell.points for cell in rules.cells}
     for name, notebook in notebooks.items():
         run = rerun.Run()
         if checks := rules.checks_of[name]:
             run = rerun.rerun(notebook, rules.course[name], checks, {DATA: folder / DATA}, protected)
         result.peak = max(result.peak, run.peak)
         for grade_id, (right, total) in run.passed.items():
-            result.passed[f"{name}/{grade_id}"] = [right, total]
-            result.points[f"{name}/{grade_id}"] = points[name, grade_id] * right / total
+            cell = f"{name}/{grade_id}"
+            result.passed[cell] = [right, total]
+            result.points[cell] = points[cell] * right / total
         if run.ended:
             result.remarks.append(rerun.printable(f"{name}.ipynb 没有运行完：{run.ended}。{TRY_AGAIN}"))
-            result.said += _last_words(run)
+            result.said += _last_words(run.said)
         result.answers[name] = _answers(notebook, run)
         _put_outputs(notebook, run)
 
 
 def _answers(notebook, run):
     """The student's own cells, and what they printed."""
-    nothing = "", None
-    return [{"grade_id": rerun.about(cell)["grade_id"], "source": cell.source[:rerun.MOST_CHARS],
-             "text": run.printed.get(place, nothing)[0], "error": run.printed.get(place, nothing)[1]}
-            for place, cell in enumerate(notebook.cells) if rerun.about(cell).get("solution")]
+    answers = []
+    for place, cell in enumerate(notebook.cells):
+        about = rerun.about(cell)
+        if about.get("solution"):
+            text, error = run.printed.get(place, ("", None))
+            answers.append({"grade_id": about["grade_id"], "source": cell.source[:MOST_CHARS],
+                            "text": text, "error": error})
+    return answers
 
 
 def _put_outputs(notebook, run):
@@ -153,13 +131,11 @@ def _put_outputs(notebook, run):
             cell.execution_count = None
 
 
-def _grade_adapter(result, manifest, folder, checked, rules, examiner):
-    result.shares, peak = examiner.shares(folder, checked, manifest.assistant)
-    result.peak = max(result.peak, peak)
-    points = {cell.grade_id: cell.points for cell in rules.cells if cell.notebook == ADAPTER_NOTEBOOK}
+def _grade_adapter(result, rules):
+    points = {cell.name: cell.points for cell in rules.cells}
     for measure, share in rules.earned(result.shares).items():
-        grade_id = f"adapter_{measure}"
-        result.points[f"{ADAPTER_NOTEBOOK}/{grade_id}"] = points[grade_id] * share
+        cell = f"{ADAPTER_NOTEBOOK}/adapter_{measure}"
+        result.points[cell] = points[cell] * share
 
 
 def _keep(notebooks, course, folder, target):

@@ -5,15 +5,20 @@ to what it prints, it gets points only for right values.
 """
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 
+from helpers.grading import kernel_host
+from helpers.grading.kernel_host import MOST_CHARS
+from helpers.grading.rules import Check
 from helpers.grading.sandbox import Ended, Sandbox
-from helpers.homework.package import Refused
+from helpers.homework.package import MOST_CELLS, Refused
 
 CELL_SECONDS, CHECK_SECONDS = 60, 10
-MOST_CHARS, MOST_CELLS = 20_000, 500
 
 
 @dataclass
@@ -30,12 +35,13 @@ class Run:
     peak: int = 0
 
 
-def rerun(notebook, course, checks, files, protected=True):
+def rerun(notebook: NotebookNode, course: NotebookNode, checks: Sequence[Check], files: dict[str, Path],
+          protected: bool = True) -> Run:
     """Runs a student's notebook, given the course's, with these files in its home; Ended if not even Python starts."""
     run = Run(passed={check.grade_id: [0, 0] for check in checks})
     for check in checks:
         run.passed[check.grade_id][1] += 1
-    with Sandbox([sys.executable, "-m", "helpers.grading.kernel_host"], files=files, protected=protected) as sandbox:
+    with Sandbox([sys.executable, "-m", kernel_host.__name__], files=files, protected=protected) as sandbox:
         _ask(sandbox, "", CELL_SECONDS)
         try:
             for place, code in _to_run(notebook, course):
@@ -50,10 +56,10 @@ def rerun(notebook, course, checks, files, protected=True):
     return run
 
 
-def about(cell):
+def about(cell: NotebookNode) -> dict:
     """What nbgrader knows of a cell, as far as a student's notebook can be believed."""
-    found = cell.metadata.get("nbgrader")
-    return found if isinstance(found, dict) and isinstance(found.get("grade_id"), str) else {}
+    known = cell.metadata.get("nbgrader")
+    return known if isinstance(known, dict) and isinstance(known.get("grade_id"), str) else {}
 
 
 def _to_run(notebook, course):
@@ -61,15 +67,19 @@ def _to_run(notebook, course):
 
     What the course only shows is left out, as long as the student has not changed it: it may train for minutes.
     """
-    made = {about(cell)["grade_id"]: cell.source for cell in course.cells
-            if about(cell) and not about(cell).get("solution")}
-    tests = {about(cell)["grade_id"] for cell in course.cells
-             if about(cell).get("grade") and not about(cell).get("solution")}
-    only_shown = {cell.source for cell in course.cells if not about(cell)}
+    own_sources, tests, only_shown = {}, set(), set()
+    for cell in course.cells:
+        known = about(cell)
+        if not known:
+            only_shown.add(cell.source)
+        elif not known.get("solution"):
+            own_sources[known["grade_id"]] = cell.source
+            if known.get("grade"):
+                tests.add(known["grade_id"])
     for place, cell in enumerate(notebook.cells):
         name = about(cell).get("grade_id")
         if cell.cell_type == "code" and name not in tests and cell.source not in only_shown:
-            yield place, made.get(name, cell.source)
+            yield place, own_sources.get(name, cell.source)
 
 
 def _ask(sandbox, code, seconds, expression=""):
@@ -81,23 +91,24 @@ def _ask(sandbox, code, seconds, expression=""):
     return printable(text), error and printable(error), value
 
 
-def printable(text):
+def printable(text: object) -> str:
     """Whatever it is, as text that can be written and shown, and moves no cursor."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in str(text)[:MOST_CHARS])
 
 
-def read(path):
+def read(path: Path) -> NotebookNode:
     """A student's notebook; Refused if it is none, or one of more cells than the memory may hold."""
     try:
-        text = path.read_text(encoding="utf-8")
-        count = len(json.loads(text)["cells"])
-        if count > MOST_CELLS:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        count = len(content["cells"])
+        if count > MOST_CELLS:  # before they become a notebook, which takes much more memory
             raise Refused(f"{path.name} 有 {count:,} 格，最多 {MOST_CELLS} 格：请删掉多余的，重新运行 make submit。")
-        notebook = nbformat.reads(text, as_version=4)
+        if content["nbformat"] != 4:
+            raise ValueError("not a notebook of version 4")
+        notebook = nbformat.v4.to_notebook(content)
         nbformat.validate(notebook)
         nbformat.writes(notebook).encode()  # not so if there are halves of characters in it
         return notebook
-    except Refused:
-        raise
-    except (nbformat.ValidationError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+    except (nbformat.ValidationError, ValueError, RecursionError, AttributeError, KeyError, TypeError,
+            AssertionError) as error:
         raise Refused(f"{path.name} 不是完整的笔记本：请在 JupyterLab 里打开，重新保存。") from error

@@ -22,25 +22,22 @@ import hashlib
 import json
 import math
 import tomllib
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 
 from helpers.homework.package import NOTEBOOKS
 from helpers.homework.release import SOURCE
 from helpers.machine import profile
 from helpers.machine.commands import CourseError
+from helpers.machine.files import sha256
 
 DEFAULT = profile.ROOT / "data" / "homework" / "checks.toml"
 LEARNT, KEPT = ("task", "identity"), ("retention", "memorised")
 ADAPTER_NOTEBOOK = "basic"
-
-
-class RulesError(CourseError):
-    """Rules that cannot decide the points of this homework: where, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +51,18 @@ class Check:
     args: list | None = None
 
     @property
-    def expression(self):
+    def expression(self) -> str:
         """What the student's kernel computes: the value as JSON, spelt in hexadecimal so that it needs no quotes."""
         json_module, called = "__import__('json')", self.call
         if self.args is not None:
             called += f"(*{json_module}.loads({json.dumps(self.args)!r}))"
         return f"{json_module}.dumps({called}, default=lambda value: value.tolist()).encode().hex()"
 
-    def passes(self, value):
+    def passes(self, value: object) -> bool:
         """Whether what came out of the kernel is what was expected; whatever it is, it is only compared."""
         try:
             return same(self.expected, json.loads(bytes.fromhex(value.strip("'"))))
-        except (AttributeError, ValueError, RecursionError):
+        except (AttributeError, ValueError, RecursionError, OverflowError):
             return False
 
 
@@ -76,7 +73,7 @@ class Criterion:
     none: float
     full: float
 
-    def share(self, measured):
+    def share(self, measured: float) -> float:
         """The share of the points."""
         return min(1.0, max(0.0, (measured - self.none) / (self.full - self.none)))
 
@@ -90,11 +87,16 @@ class GradeCell:
     points: float
     by_hand: bool
 
+    @property
+    def name(self) -> str:
+        """What tells it from all others: notebook/cell."""
+        return f"{self.notebook}/{self.grade_id}"
+
 
 class Rules:
     """The checks and the criteria, which together decide every cell that is not graded by hand."""
 
-    def __init__(self, path=DEFAULT, source=SOURCE):
+    def __init__(self, path: str | Path = DEFAULT, source: str | Path = SOURCE):
         self.path, self.source = Path(path), Path(source)
         try:
             content = tomllib.loads(self.path.read_text(encoding="utf-8"))
@@ -102,40 +104,41 @@ class Rules:
             self.checks = [Check(**check) for check in content.get("check", [])]
             self.criteria = {name: Criterion(**adapter[name]) for name in LEARNT + KEPT if name in adapter}
         except (OSError, TypeError, ValueError) as error:
-            raise RulesError(f"评分规则 {self.path} 读不懂（{error}）："
-                             "请照 helpers/grading/rules.py 的开头改正。") from error
+            raise CourseError(f"评分规则 {self.path} 读不懂（{error}）："
+                              "请照 helpers/grading/rules.py 的开头改正。") from error
         self.exam = self.path.parent / adapter["exam"] if "exam" in adapter else None
         self.count, self.seed = adapter.get("count", 40), adapter.get("seed", 0)
         self._check_completeness()
 
     @cached_property
-    def course(self):
+    def course(self) -> dict[str, NotebookNode]:
         """The course's notebooks by name, with their solutions."""
         return {name: nbformat.read(self.source / f"{name}.ipynb", as_version=4) for name in NOTEBOOKS}
 
     @cached_property
-    def cells(self):
+    def cells(self) -> list[GradeCell]:
         """All cells with points."""
-        return [GradeCell(name, about.grade_id, about.points, about.solution)
-                for name, notebook in self.course.items() for cell in notebook.cells
-                if (about := cell.metadata.get("nbgrader")) and about.grade]
+        cells = []
+        for name, notebook in self.course.items():
+            for cell in notebook.cells:
+                about = cell.metadata.get("nbgrader")
+                if about and about.grade:
+                    cells.append(GradeCell(name, about.grade_id, about.points, about.solution))
+        return cells
 
     @cached_property
-    def checks_of(self):
-        """The checks by notebook."""
-        found = defaultdict(list)
-        for check in self.checks:
-            found[check.notebook].append(check)
-        return found
+    def checks_of(self) -> dict[str, list[Check]]:
+        """The checks of each notebook."""
+        return {name: [check for check in self.checks if check.notebook == name] for name in NOTEBOOKS}
 
     @cached_property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Changes with everything that points depend on, apart from what was submitted."""
         files = [self.path, *([self.exam] if self.exam else []), *sorted(self.source.glob("*.ipynb"))]
-        parts = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-        return hashlib.sha256("".join([*parts, str(profile.current().base_model)]).encode()).hexdigest()
+        parts = [*map(sha256, files), str(profile.current().base_model)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
-    def earned(self, measured):
+    def earned(self, measured: dict[str, float]) -> dict[str, float]:
         """The share of the points by measure; nobody who has learnt nothing earns any for having forgotten nothing."""
         shares = {name: rule.share(measured.get(name, rule.none)) for name, rule in self.criteria.items()}
         learnt = max((shares[name] for name in LEARNT if name in shares), default=1.0)
@@ -145,21 +148,21 @@ class Rules:
         decided = {(check.notebook, check.grade_id) for check in self.checks}
         decided |= {(ADAPTER_NOTEBOOK, f"adapter_{name}") for name in self.criteria}
         wanted = {(cell.notebook, cell.grade_id) for cell in self.cells if not cell.by_hand}
-        if odd := sorted(decided ^ wanted):
-            names = "、".join(f"{notebook}.ipynb 的 {grade_id}" for notebook, grade_id in odd)
-            raise RulesError(f"评分规则 {self.path} 和作业对不上，只在一边有：{names}。请改正规则或作业。")
+        if unmatched := sorted(decided ^ wanted):
+            names = "、".join(f"{notebook}.ipynb 的 {grade_id}" for notebook, grade_id in unmatched)
+            raise CourseError(f"评分规则 {self.path} 和作业对不上，只在一边有：{names}。请改正规则或作业。")
         if "task" in self.criteria and not (self.exam and self.exam.is_file()):
-            raise RulesError(f"评分规则 {self.path} 有 task，却没有考卷：请在 [adapter] 里写 exam = \"文件名\"。")
+            raise CourseError(f"评分规则 {self.path} 有 task，却没有考卷：请在 [adapter] 里写 exam = \"文件名\"。")
 
 
-def same(expected, found):
-    """Whether two JSON values are the same, numbers nearly so."""
-    if isinstance(expected, bool) or isinstance(found, bool):
-        return expected is found
-    if isinstance(expected, int | float) and isinstance(found, int | float):
-        return math.isclose(expected, found, rel_tol=1e-6, abs_tol=1e-9)
-    if isinstance(expected, list) and isinstance(found, list):
-        return len(expected) == len(found) and all(map(same, expected, found))
-    if isinstance(expected, dict) and isinstance(found, dict):
-        return expected.keys() == found.keys() and all(same(expected[key], found[key]) for key in expected)
-    return expected == found
+def same(expected: object, given: object) -> bool:
+    """Whether two JSON values are the same, numbers nearly so; OverflowError for a number that no float comes near."""
+    if isinstance(expected, bool) or isinstance(given, bool):
+        return expected is given
+    if isinstance(expected, int | float) and isinstance(given, int | float):
+        return math.isclose(expected, given, rel_tol=1e-6, abs_tol=1e-9)
+    if isinstance(expected, list) and isinstance(given, list):
+        return len(expected) == len(given) and all(map(same, expected, given))
+    if isinstance(expected, dict) and isinstance(given, dict):
+        return expected.keys() == given.keys() and all(same(expected[key], given[key]) for key in expected)
+    return expected == given

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Ended(CourseError):
     What it `said` on standard error may hold anything, also what nobody but the instructor may read.
     """
 
-    def __init__(self, why, said=""):
+    def __init__(self, why: str, said: str = ""):
         super().__init__(why)
         self.said = said
         self.add_note(said)
@@ -63,7 +64,9 @@ class Sandbox:
     `stopped` says why it was ended before its time, `peak` how many bytes of memory it had at most.
     """
 
-    def __init__(self, command, files=None, readable=(), devices=(), variables=None, limits=None, protected=True):
+    def __init__(self, command: Sequence[str], files: dict[str, Path] | None = None,
+                 readable: Sequence[str | Path] = (), devices: Sequence[Path] = (),
+                 variables: dict[str, str] | None = None, limits: Limits | None = None, protected: bool = True):
         self._command = command
         self._files = files or {}  # {name in the program's home: file or folder outside}
         self._readable = readable  # seen inside where it is outside
@@ -76,7 +79,9 @@ class Sandbox:
     def __enter__(self):
         self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._folder.chmod(0o711)
-        self._log, self._stage, self._home = (self._folder / name for name in ("errors", "stage", "home"))
+        self._log = self._folder / "errors"
+        self._stage = self._folder / "stage"
+        self._home = self._folder / "home"
         self._stage.mkdir()
         self._home.mkdir()
         with self._log.open("wb") as errors:
@@ -99,7 +104,7 @@ class Sandbox:
                 pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def ask(self, request):
+    def ask(self, request: object) -> object:
         """The program's answer to a request, each a line of JSON; Ended if there comes none."""
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -124,8 +129,8 @@ class Sandbox:
     def _limited(self):
         limits = {"as": self._limits.address_space, "nproc": self._limits.processes, "fsize": self._limits.file,
                   "nofile": 512, "core": 0}
-        return ["prlimit", *(f"--{name}={value}" for name, value in limits.items() if value is not None), "--",
-                *map(str, self._command)]
+        options = [f"--{name}={value}" for name, value in limits.items() if value is not None]
+        return ["prlimit", *options, "--", *map(str, self._command)]
 
     def _confined(self):
         inside = {path: path for path in map(Path, [*always_readable(), *self._readable])}
@@ -135,17 +140,22 @@ class Sandbox:
         if os.geteuid() == 0:
             outside = {path: self._stage / str(number) for number, path in enumerate(inside)}
             prefix += _as_ordinary_user(outside)
-        variables = [part for pair in self._environment(HOME).items() for part in ("--setenv", *pair)]
-        devices = [part for path in self._devices for part in ("--dev-bind", str(path), str(path))]
+        variables, devices, links, binds = [], [], [], []
+        for name, value in self._environment(HOME).items():
+            variables += ["--setenv", name, value]
+        for path in self._devices:
+            devices += ["--dev-bind", str(path), str(path)]
+        for name in ("bin", "lib", "lib64"):
+            links += ["--symlink", f"usr/{name}", f"/{name}"]
+        for path, place in inside.items():
+            binds += ["--ro-bind", str(outside[path]), str(place)]
         return [*prefix, "bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent",
                 "--new-session", "--cap-drop", "ALL", "--hostname", "sandbox", *variables,
-                "--ro-bind", "/usr", "/usr",
-                *(part for name in ("bin", "lib", "lib64") for part in ("--symlink", f"usr/{name}", f"/{name}")),
+                "--ro-bind", "/usr", "/usr", *links,
                 "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache",
                 "--ro-bind-try", "/etc/localtime", "/etc/localtime",
                 "--proc", "/proc", "--dev", "/dev", *devices, *_tmpfs("/dev/shm", 64 * MB), *_tmpfs("/tmp", 256 * MB),
-                *_tmpfs(HOME, 256 * MB), *_tmpfs(profile.ROOT / "workspace", 256 * MB),
-                *(part for path, place in inside.items() for part in ("--ro-bind", str(outside[path]), str(place))),
+                *_tmpfs(HOME, 256 * MB), *_tmpfs(profile.ROOT / "workspace", 256 * MB), *binds,
                 "--remount-ro", "/", "--chdir", str(HOME), "--", *self._limited()]
 
     def _watch(self):
@@ -155,7 +165,7 @@ class Sandbox:
                 self._kill()
 
     def _excess(self):
-        """What the program takes too much of."""
+        """What the program takes too much of, None if nothing."""
         memory = _resident(self._process.pid)
         self.peak = max(self.peak, memory)
         if time.monotonic() > self._end:
@@ -170,13 +180,13 @@ class Sandbox:
         self._process.wait()
 
 
-def always_readable():
+def always_readable() -> list[str | Path]:
     """What every program in the sandbox needs: Python, the course's helpers and data, but not what decides points."""
-    data = profile.ROOT / "data"
     python = {path for path in (sys.base_prefix, sys.prefix) if not Path(path).is_relative_to("/usr")}
-    course = [profile.ROOT / "helpers", profile.ROOT / "assets",
-              *(path for path in data.iterdir() if path.name != "homework"), *data.glob("homework/*.xlsx")]
-    return [*sorted(python), *course]
+    data = profile.ROOT / "data"
+    course_data = [path for path in data.iterdir() if path.name != "homework"]
+    homework_sheets = data.glob("homework/*.xlsx")
+    return [*sorted(python), profile.ROOT / "helpers", profile.ROOT / "assets", *course_data, *homework_sheets]
 
 
 def _as_ordinary_user(outside):
@@ -186,8 +196,10 @@ def _as_ordinary_user(outside):
     """
     for path, place in outside.items():
         place.mkdir() if path.is_dir() else place.touch()
-    return ["unshare", "--mount", "--", "sh", "-ec", BIND_AND_RUN, "sh",
-            *(str(part) for pair in outside.items() for part in pair), "--",
+    pairs = []
+    for path, place in outside.items():
+        pairs += [str(path), str(place)]
+    return ["unshare", "--mount", "--", "sh", "-ec", BIND_AND_RUN, "sh", *pairs, "--",
             "setpriv", "--reuid", USER, "--regid", USER, "--clear-groups", "--inh-caps=-all", "--bounding-set=-all",
             "--no-new-privs"]
 
@@ -207,7 +219,7 @@ def _resident(pid):
     return total
 
 
-def sweep():
+def sweep() -> None:
     """Removes what the sandboxes of a killed process have left in the temporary folder."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         process = folder.name.removeprefix(PREFIX).partition("-")[0]
@@ -217,7 +229,7 @@ def sweep():
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def problem():
+def problem() -> str | None:
     """Why no sandbox can be had on this machine and what to do, or None if it works."""
     if not shutil.which("bwrap"):
         return f"这台机器没有 bubblewrap。怎么办：{HOW_TO_INSTALL}"
@@ -231,5 +243,6 @@ def problem():
 
 
 if __name__ == "__main__":
-    why_not = problem()
-    sys.exit(f"[FAIL] {why_not}" if why_not else print("[OK]   沙箱可以用"))
+    if why_not := problem():
+        sys.exit(f"[FAIL] {why_not}")
+    print("[OK]   沙箱可以用")

@@ -8,12 +8,17 @@ import json
 import keyword
 import tokenize
 from collections import Counter
+from collections.abc import Iterable
 from itertools import combinations, islice
+from pathlib import Path
 from typing import NamedTuple
 
+from nbformat import NotebookNode
+
 from helpers.data.split import question_key
-from helpers.grading.rerun import MOST_CHARS, about
-from helpers.homework.package import DATA, WEIGHTS
+from helpers.grading.kernel_host import MOST_CHARS
+from helpers.grading.rerun import about
+from helpers.homework.package import DATA, WEIGHTS, Manifest
 
 ROWS, TEXT, ADAPTER = "训练数据", "笔记本的回答", "适配器"
 SUSPICIOUS = {ROWS: 0.5, TEXT: 0.6}  # the share of the smaller one that the other has too
@@ -32,28 +37,39 @@ class Pair(NamedTuple):
     share: float
 
 
-def traits(folder, manifest, notebooks):
+def traits(folder: Path, manifest: Manifest, notebooks: Iterable[NotebookNode]) -> dict[str, str | list[str]]:
     """What to know a submission by: its adapter's bytes, its rows and its answers, whatever names are used in them."""
     with (folder / DATA).open(encoding="utf-8", errors="replace") as file:
         rows = [_row(line, manifest) for line in islice(file, MOST_ROWS)]
-    pieces = [piece for notebook in notebooks for piece in islice(_answered(notebook), MOST_PIECES)]
+    pieces = []
+    for notebook in notebooks:
+        pieces += islice(_answered(notebook), MOST_PIECES)
     return {ADAPTER: manifest.files[WEIGHTS]["sha256"], ROWS: _digests(filter(None, rows)), TEXT: _digests(pieces)}
 
 
-def pairs(submitted):
+def pairs(submitted: dict[str, dict]) -> list[Pair]:
     """The pairs to look at, given {student: traits}; the most alike first."""
-    found = [Pair(first, second, ADAPTER, 1.0) for first, second in combinations(sorted(submitted), 2)
-             if submitted[first][ADAPTER] == submitted[second][ADAPTER]]
+    suspicious = []
+    for first, second in combinations(sorted(submitted), 2):
+        if submitted[first][ADAPTER] == submitted[second][ADAPTER]:
+            suspicious.append(Pair(first, second, ADAPTER, 1.0))
     for what, least in SUSPICIOUS.items():
-        holders = Counter(digest for trait in submitted.values() for digest in set(trait[what]))
-        most = max(COMMON_LEAST, COMMON_SHARE * len(submitted))
-        own = {student: {digest for digest in trait[what] if holders[digest] < most}
-               for student, trait in submitted.items()}
+        own = _without_common({student: set(of_student[what]) for student, of_student in submitted.items()})
         for first, second in combinations(sorted(own), 2):
             smaller = min(len(own[first]), len(own[second]))
             if smaller >= ENOUGH and (share := len(own[first] & own[second]) / smaller) >= least:
-                found.append(Pair(first, second, what, share))
-    return sorted(found, key=lambda pair: -pair.share)
+                suspicious.append(Pair(first, second, what, share))
+    return sorted(suspicious, key=lambda pair: -pair.share)
+
+
+def _without_common(digests):
+    """The digests of each student without those that so many have that they must come from the course."""
+    holders = Counter()
+    for of_student in digests.values():
+        holders.update(of_student)
+    most = max(COMMON_LEAST, COMMON_SHARE * len(digests))
+    return {student: {digest for digest in of_student if holders[digest] < most}
+            for student, of_student in digests.items()}
 
 
 def _digests(pieces):
