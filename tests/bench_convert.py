@@ -48,7 +48,8 @@ def classic(workbook, target):
 
 def ours(workbook, target):
     """The helper."""
-    from helpers.data.convert import Layout, convert
+    from helpers.data.convert import convert
+    from helpers.data.readers import Layout
     from helpers.knowledge.facts import EXAM_SYSTEM
 
     convert(workbook, target, EXAM_SYSTEM, Layout("A", "D"))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import xtuner
 
-from helpers.data.convert import Layout, convert
+from helpers.data.convert import convert
+from helpers.data.readers import Layout
 from helpers.data.split import read_samples, split_by_group, write_samples
 from helpers.knowledge.facts import EXAM_SYSTEM
 from helpers.machine import profile

@@ -21,9 +21,11 @@ from openpyxl.cell.rich_text import CellRichText, TextBlock
 from openpyxl.cell.text import InlineFont
 from python_calamine import load_workbook as load_with_calamine
 
-from helpers.data import word, xlsx
-from helpers.data.convert import Cleaning, Layout, Unreadable, convert, read
+from helpers.data import Unreadable, word, xlsx
+from helpers.data.cleaning import Cleaning
+from helpers.data.convert import convert
 from helpers.data.number_format import display
+from helpers.data.readers import Layout, read
 from helpers.knowledge.facts import EXAM_SYSTEM, exam_questions, read_relations
 from helpers.machine.files import replaced
 from tools.make_raw_data import FOLDER, main
@@ -299,7 +301,7 @@ def test_what_csv_writes_is_read_back(tmp_path_factory, table, delimiter):
     path = tmp_path_factory.mktemp("table") / "table.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows([("问题", "答案"), *table])
-    assert [turns[0][1:] for _, turns in read(path)[1]] == table
+    assert [sample.turns[0][1:] for sample in read(path)[1]] == table
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16"])
@@ -345,6 +347,14 @@ def test_a_word_file_can_be_corrected_in_a_workbook_on_the_way(tmp_path):
     book.active["A2"].data_type = "s"
     book.save(tmp_path / "exam.xlsx")
     assert pairs(tmp_path / "exam.xlsx")[0] == [("=1+1 等于几", "2"), ("没有答案的题", "补上")]
+
+
+def test_what_a_word_file_says_before_its_answer_in_the_same_line_belongs_to_the_question(tmp_path):
+    document = Document()
+    for text in ("1. 首都是", "A. 上海　B. 北京【答案】B", "2. 省会？"):
+        document.add_paragraph(text)
+    document.save(tmp_path / "exam.docx")
+    assert pairs(tmp_path / "exam.docx", cleaning=AS_IT_IS)[0] == [("首都是\nA. 上海　B. 北京", "B")]
 
 
 @pytest.mark.parametrize(("record", "expected"), [

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from helpers.data.convert import Cleaning, convert
+from helpers.data.cleaning import Cleaning
+from helpers.data.convert import convert
 from helpers.data.split import leaks, question_key, read_samples, split_by_group
 from helpers.knowledge.exam import choice, options
 from helpers.knowledge.facts import EXAM_SYSTEM, THEMES, read_relations

@@ -7,7 +7,8 @@ import nbformat
 import openpyxl
 import pytest
 
-from helpers.data.convert import Layout, convert
+from helpers.data.convert import convert
+from helpers.data.readers import Layout
 from helpers.data.split import question_key, read_samples
 from helpers.grading.rules import DEFAULT, Rules
 from helpers.homework import release

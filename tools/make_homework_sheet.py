@@ -9,7 +9,8 @@ from pathlib import Path
 
 from openpyxl import Workbook
 
-from helpers.data.convert import Layout, convert
+from helpers.data.convert import convert
+from helpers.data.readers import Layout
 from helpers.data.split import read_samples, split_by_group, write_samples
 from helpers.knowledge.corpus import end_of
 from helpers.knowledge.facts import EXAM_SYSTEM, read_relations

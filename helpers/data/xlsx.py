@@ -1,12 +1,14 @@
 """Excel workbooks, streamed: the rows of a sheet as a person sees them, in memory that does not grow with the sheet.
 
-A sheet is cut into pieces between its rows, and only the cells asked for are taken out of a piece: ten times faster
-than parsing all of its XML. It relies on what every spreadsheet program writes, and refuses the rest aloud.
+A sheet is cut into pieces between its rows, and only the cells asked for are taken out of a piece, because reading
+through openpyxl takes ten times as long and ten times the memory (tests/bench_convert.py measures it). It relies on
+what every spreadsheet program writes, and refuses the rest aloud.
 """
 import posixpath
 import re
 import zlib
 from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
@@ -16,8 +18,10 @@ from zipfile import BadZipFile, ZipFile
 
 from lxml import etree
 
+from helpers.data import Unreadable
 from helpers.data.number_format import BUILTIN, GENERAL, display
-from helpers.machine.commands import CourseError
+
+Row = tuple[int, bool, dict[str, str]]  # its number, whether it is hidden, its texts by column
 
 MAX_UNPACKED = 4 * 2**30
 MAX_PACKING = 200  # deflate reaches 1000, but only on what says nothing; a sheet reaches 50
@@ -44,12 +48,8 @@ RELATION = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships
 RELATION_STRICT = "{http://purl.oclc.org/ooxml/officeDocument/relationships}id"
 
 
-class Unreadable(CourseError):
-    """A source that cannot be converted: where, why and what to do, in one sentence."""
-
-
 @contextmanager
-def open_archive(path):
+def open_archive(path: str | Path) -> Iterator[ZipFile]:
     """The zip inside a .xlsx or .docx, once it has proved harmless; whatever is broken in it is Unreadable."""
     name = Path(path).name
     try:
@@ -64,8 +64,8 @@ def open_archive(path):
         raise Unreadable(f"{name} 已损坏或不完整（{error}）：请重新下载，或用 Office 打开后另存一份。") from error
 
 
-def rows(path, sheet, columns):
-    """The number of each row, whether it is hidden, and its texts in those columns: what a person sees in Excel.
+def rows(path: str | Path, sheet: str | None, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a sheet with their texts in those columns: what a person sees in Excel.
 
     The text of merged cells is that of each of their rows, in their first column; a row with no text of its own in
     those columns is left out, and so is part of the row above where cells are merged.
@@ -73,7 +73,8 @@ def rows(path, sheet, columns):
     with open_archive(path) as archive, TemporaryFile() as spool:
         name, part = _find_sheet(archive, Path(path).name, sheet)
         cells = _Cells(archive, _SharedStrings(archive, spool), f"{Path(path).name} 的工作表“{name}”")
-        merged, spans = _merged(archive, part, columns), {}
+        merged = _merged(archive, part, columns)
+        spans = {}  # by column, the last row of the merged cells above and their text
         for number, hidden, texts in cells.rows(part, columns):
             for column, last in merged.get(number, {}).items():
                 spans[column] = last, texts.get(column, "")
@@ -83,30 +84,33 @@ def rows(path, sheet, columns):
                 yield number, hidden, texts
 
 
-def _parse(archive, name):
+def _parse(archive: ZipFile, name: str) -> etree._Element:
     """One of the small parts."""
     if archive.getinfo(name).file_size > MAX_PART:
         raise BadZipFile(f"{name} 太大")
     return etree.fromstring(archive.read(name), etree.XMLParser(resolve_entities=False))
 
 
-def _find_sheet(archive, file_name, wanted):
+def _find_sheet(archive: ZipFile, file_name: str, wanted: str | None) -> tuple[str, str]:
     """The name and the part of a sheet; of the first one to be seen, if none is named."""
-    targets = {relation.get("Id"): relation.get("Target") for relation in _parse(archive, "xl/_rels/workbook.xml.rels")
-               if relation.get("Type", "").endswith("/worksheet")}
-    sheets, visible = {}, []
+    targets = {}
+    for relation in _parse(archive, "xl/_rels/workbook.xml.rels"):
+        if relation.get("Type", "").endswith("/worksheet"):
+            targets[relation.get("Id")] = relation.get("Target")
+    parts, visible = {}, []
     for sheet in _parse(archive, "xl/workbook.xml").iterfind("{*}sheets/{*}sheet"):
         target = targets.get(sheet.get(RELATION) or sheet.get(RELATION_STRICT))
         if target:
-            sheets[sheet.get("name")] = posixpath.join("/xl", target).lstrip("/")
-            visible += [sheet.get("name")] if sheet.get("state", "visible") == "visible" else []
+            parts[sheet.get("name")] = posixpath.join("/xl", target).lstrip("/")
+            if sheet.get("state", "visible") == "visible":
+                visible.append(sheet.get("name"))
     name = next(iter(visible), None) if wanted is None else wanted
-    if name not in sheets:
-        raise Unreadable(f"{file_name} 里没有工作表“{wanted or ''}”，只有：{'、'.join(sheets)}；请改 sheet。")
-    return name, sheets[name]
+    if name not in parts:
+        raise Unreadable(f"{file_name} 里没有工作表“{wanted or ''}”，只有：{'、'.join(parts)}；请改 sheet。")
+    return name, parts[name]
 
 
-def _pieces(archive, part, start, end):
+def _pieces(archive: ZipFile, part: str, start: bytes, end: bytes) -> Iterator[bytes]:
     """The XML of a part in pieces that begin with a start tag, without its namespace's prefix."""
     prefix, rest = None, b""
     with archive.open(part) as stream:
@@ -125,23 +129,23 @@ def _pieces(archive, part, start, end):
     yield last
 
 
-def _plain(xml, prefix):
+def _plain(xml: bytes, prefix: bytes) -> bytes:
     if b"<!" in xml:
         raise BadZipFile("不是电子表格软件存的")
     return xml.replace(b"<" + prefix, b"<").replace(b"</" + prefix, b"</") if prefix else xml
 
 
-def _value(body):
+def _value(body: bytes) -> bytes:
     """The stored value of a cell or shared string, still escaped; rich text without its looks."""
     return b"".join(VALUES.findall(PHONETIC.sub(b"", body)))
 
 
-def _unescaped(values):
+def _unescaped(values: list[bytes]) -> list[str]:
     """The texts that escaped values stand for."""
     return [element.text or "" for element in etree.fromstring(b"<x><t>" + b"</t><t>".join(values) + b"</t></x>")]
 
 
-def _merged(archive, part, columns):
+def _merged(archive: ZipFile, part: str, columns: Sequence[str]) -> dict[int, dict[str, int]]:
     """The last rows of the merged ranges that begin in one of the columns, by first row and column."""
     merged, before = {}, b""
     with archive.open(part) as stream:  # they are listed after the rows
@@ -186,7 +190,7 @@ class _Cells:
             for index, style in enumerate(styles.iterfind("{*}cellXfs/{*}xf")):
                 self.codes[str(index)] = codes.get(int(style.get("numFmtId", 0)), GENERAL)
 
-    def rows(self, part, columns):
+    def rows(self, part: str, columns: Sequence[str]) -> Iterator[Row]:
         """The number of each row with cells in those columns, whether it is hidden, and the texts in them."""
         cell = re.compile(CELL % {b"columns": "|".join(columns).encode(), b"tag": b"c"})
         names = {column.encode(): column for column in columns}
@@ -194,9 +198,9 @@ class _Cells:
             if index == 0 and CELL_WITHOUT_PLACE.search(piece):
                 raise BadZipFile("单元格没有写明位置")
             hidden = set(HIDDEN.findall(piece)) if b" hidden=" in piece else ()
-            found = cell.findall(piece)
+            cells = cell.findall(piece)
             row, texts = None, {}
-            for (_, column, number, _, _, _), text in zip(found, self._texts(found)):
+            for (_, column, number, _, _, _), text in zip(cells, self._texts(cells)):
                 if number != row:
                     if row:
                         yield int(row), row in hidden, texts
@@ -206,17 +210,19 @@ class _Cells:
             if row:
                 yield int(row), row in hidden, texts
 
-    def _texts(self, found):
-        kinds, values, known, shared = [], [], self.kinds.get, self.strings.get
-        for before, _, _, after, simple, rest in found:
-            kind = known(before + after) or self._kind(before + after)
+    def _texts(self, cells):
+        """The texts of cells, each the groups of CELL: its attributes before and after its place, and its content."""
+        kinds, values = [], []
+        known_kind, shared_string = self.kinds.get, self.strings.get  # looked up once: there are millions of cells
+        for before, _, _, after, simple, rest in cells:
+            kind = known_kind(before + after) or self._kind(before + after)
             value = simple or rest and _value(rest)
             kinds.append(kind)
-            values.append(shared(int(value)) if kind == SHARED and value else value)
+            values.append(shared_string(int(value)) if kind == SHARED and value else value)
         texts = _unescaped(values)
         for index, kind in enumerate(kinds):
             if kind not in TEXTS:
-                texts[index] = self._shown(kind, texts[index], found[index])
+                texts[index] = self._shown(kind, texts[index], cells[index])
             elif "_x" in texts[index]:
                 texts[index] = ESCAPED.sub(lambda match: chr(int(match[1], 16)), texts[index])
         return texts

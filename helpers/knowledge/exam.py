@@ -2,7 +2,7 @@
 import random
 import re
 
-from helpers.data.convert import Cleaning
+from helpers.data.cleaning import Cleaning
 from helpers.knowledge.facts import read_relations
 
 LETTERS = "ABCD"
