@@ -202,7 +202,7 @@ def start_chat(*arguments):
 
 
 def test_the_command_line_answers_from_a_pipe_with_an_adapter(base, adapter):
-    expected = last(chat.stream(*chat.load(profile.TINY_BASE, adapter), [user("你是谁？")]))
+    expected = last(chat.stream(*models.load(profile.TINY_BASE, adapter), [user("你是谁？")]))
     assert expected != last(chat.stream(*base, [user("你是谁？")]))
     with start_chat(profile.TINY_BASE, "--adapter", adapter, "--system", "") as process:
         printed, _ = process.communicate("你是谁？\n")

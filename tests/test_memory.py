@@ -20,6 +20,7 @@ from transformers.integrations import get_keys_to_not_convert, replace_with_bnb_
 from xtuner._lite.modelings.internlm2 import InternLM2Config, InternLM2ForCausalLM
 from xtuner.model.utils import find_all_linear_names
 
+from helpers.machine.commands import CourseError
 from helpers.machine.profile import GPU
 from helpers.train import memory
 from helpers.train.config import edit
@@ -27,7 +28,6 @@ from helpers.train.memory import (
     GB,
     GIB,
     PUBLISHED,
-    UnknownConfig,
     estimate,
     read_settings,
     read_shape,
@@ -333,7 +333,7 @@ sys.exit("xtuner" in sys.modules or "transformers" in sys.modules)
 
 def test_a_dataset_without_max_length_is_named(folder):
     config = CONFIGS / "internlm/internlm2_7b/internlm2_7b_w_internevo_dataset.py"
-    with pytest.raises(UnknownConfig, match="没有写 max_length"):
+    with pytest.raises(CourseError, match="没有写 max_length"):
         read_settings(config, folder(REAL["internlm2_5-7b"]))
 
 
@@ -348,14 +348,14 @@ def test_a_missing_config_is_named(tmp_path):
 
 
 def test_an_unknown_architecture_is_named(folder):
-    with pytest.raises(UnknownConfig, match="模型结构 gpt2 不支持：只会估算 llama、internlm2"):
+    with pytest.raises(CourseError, match="模型结构 gpt2 不支持：只会估算 llama、internlm2"):
         read_shape(folder({"model_type": "gpt2", "n_embd": 768, "n_head": 12}))
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"model_type": "llama", "num_attention_heads": 4}', "[]"])
 def test_a_config_json_that_describes_no_model_is_named(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UnknownConfig, match=r"读不懂 .*config\.json"):
+    with pytest.raises(CourseError, match=r"读不懂 .*config\.json"):
         read_shape(tmp_path)
 
 
@@ -363,7 +363,7 @@ def test_a_config_json_that_describes_no_model_is_named(text, tmp_path):
 def test_a_config_that_trains_nothing_is_named(text, tmp_path):
     path = tmp_path / "broken.py"
     path.write_text(text)
-    with pytest.raises(UnknownConfig, match=r"读不懂 .*broken\.py，它不像 XTuner 的训练配置"):
+    with pytest.raises(CourseError, match=r"读不懂 .*broken\.py，它不像 XTuner 的训练配置"):
         read_settings(path)
 
 
@@ -376,4 +376,4 @@ def test_the_command_line_prints_a_table_and_a_sentence_for_each_slice(folder):
 def test_the_command_line_says_what_is_wrong_in_one_sentence(tmp_path):
     answer = run(tmp_path / "none.py")
     assert answer.returncode == 1
-    assert answer.stderr.splitlines()[-1].startswith("找不到配置文件")
+    assert answer.stderr.splitlines()[-1].startswith("[FAIL] 找不到配置文件")

@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from helpers import cpu
-from helpers.ask import chat, models, page
+from helpers.ask import models, page
 from helpers.knowledge.facts import EXAM_SYSTEM
 from helpers.machine import profile
 from helpers.machine.profile import Gpu
@@ -193,7 +193,7 @@ def test_models_that_would_fill_the_gpu_together_are_loaded_in_4_bits():
     assert cpu  # lets transformers quantize without a GPU
     assert page.options_to_fit(folders, None) == {}
     assert page.options_to_fit(folders, Gpu("", 3 * size, "", True)) == {}
-    model, tokenizer = chat.load(profile.TINY_BASE, **page.options_to_fit(folders, Gpu("", 2 * size, "", True)))
+    model, tokenizer = models.load(profile.TINY_BASE, **page.options_to_fit(folders, Gpu("", 2 * size, "", True)))
     assert model.is_loaded_in_4bit
     assert models.ask(model, tokenizer, ["你是谁？"])[0]
 

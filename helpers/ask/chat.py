@@ -3,14 +3,14 @@
 python -m helpers.ask.chat [MODEL] [--adapter FOLDER] [--system TEXT] [--temperature T] [--top-p P]
 """
 import sys
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from threading import Event
 
 import torch
 from peft import PeftModel
-from transformers import TextIteratorStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
 
 from helpers.ask import models
 from helpers.knowledge.facts import EXAM_SYSTEM
@@ -23,26 +23,20 @@ SEED = 42
 LEAVE, RESET = ("", "退出"), "重来"
 
 
-def load(folder, adapter=None, **options):
-    """A model folder, with a PEFT adapter on it if one is given; options as from_pretrained takes them."""
-    for place, file in ((folder, "config.json"), (adapter, "adapter_config.json")):
-        if place and not Path(place, file).is_file():
-            raise FileNotFoundError(f"{place} 里没有{'适配器' if place == adapter else '模型'}（找不到 {file}）。"
-                                    "请检查路径，改成第 5 课的适配器或者第 6 课的模型文件夹。")
-    model, tokenizer = models.load(folder, **options)
-    return (PeftModel.from_pretrained(model, adapter).eval() if adapter else model), tokenizer
-
-
-def stream(model, tokenizer, messages, temperature=0, top_p=1, max_new_tokens=MAX_NEW_TOKENS, seed=None):
+def stream(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, messages: list[dict],
+           temperature: float = 0, top_p: float = 1, max_new_tokens: int = MAX_NEW_TOKENS,
+           seed: int | None = None) -> Generator[str, None, None]:
     """Yields the answer to a conversation again and again as it grows; who stops reading stops the writing."""
     inputs = _encode(tokenizer, messages, return_tensors="pt").to(model.device)
     length, context = inputs.input_ids.shape[1], model.config.max_position_embeddings
     if length >= context:
         raise ValueError(f"太长了：一共 {length} 个词元，模型一次最多读 {context} 个。请说短一点。")
     # The model's own settings may sample: what is not asked for is switched off by name.
-    choice = ({"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0} if temperature
-              else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None})
-    streamer, unwanted = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), Event()
+    choice = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature:
+        choice = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    unwanted = Event()
 
     def write():
         if seed is not None:
@@ -55,43 +49,48 @@ def stream(model, tokenizer, messages, temperature=0, top_p=1, max_new_tokens=MA
         writing = thread.submit(write)
         writing.add_done_callback(lambda _: streamer.end())  # also when it failed
         try:
-            for piece in filter(None, streamer):
-                answer += piece
-                yield answer
+            for piece in streamer:
+                if piece:
+                    answer += piece
+                    yield answer
         finally:
             unwanted.set()
     writing.result()  # raises what went wrong in the thread
 
 
-def fit(model, tokenizer, messages):
+def fit(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase,
+        messages: list[dict]) -> tuple[list[dict], int]:
     """The messages without the oldest turns if they leave too little room for an answer, and how many turns went."""
-    room = int(model.config.max_position_embeddings * QUESTION_SHARE)
+    longest = int(model.config.max_position_embeddings * QUESTION_SHARE)
     opening = [message for message in messages[:1] if message["role"] == "system"]
-    turns, dropped = messages[len(opening):], 0
-    while len(turns) > 1 and len(_encode(tokenizer, opening + turns).input_ids) > room:
-        turns, dropped = turns[2:], dropped + 1
-    return opening + turns, dropped
+    kept = messages[len(opening):]
+    dropped = 0
+    while len(kept) > 1 and len(_encode(tokenizer, opening + kept).input_ids) > longest:
+        kept = kept[2:]  # a question and its answer
+        dropped += 1
+    return opening + kept, dropped
 
 
 def _encode(tokenizer, messages, **options):
     return tokenizer(models.prompt(tokenizer, messages), add_special_tokens=False, **options)
 
 
-def say(answers):
+def say(answers: Generator[str, None, None]) -> str:
     """Prints a growing answer as it grows and gives what it has become; Ctrl-C ends it."""
-    said = ""
+    printed = ""
     try:
         with closing(answers):
             for answer in answers:
-                print(answer[len(said):], end="", flush=True)
-                said = answer
+                print(answer[len(printed):], end="", flush=True)
+                printed = answer
     except KeyboardInterrupt:
         print("（停下了）", end="")
     print(flush=True)
-    return said
+    return printed
 
 
-def converse(model, tokenizer, system, temperature, top_p):
+def converse(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, system: str, temperature: float,
+             top_p: float) -> None:
     """Questions from the standard input, answers to the standard output, until an empty line or the end."""
     opening = [{"role": "system", "content": system}] if system else []
     messages = opening
@@ -138,9 +137,13 @@ def main():
     parser.add_argument("--top-p", type=float, default=1, help="只从概率加起来到这么多的词里选，1 不限制")
     arguments = parser.parse_args()
     sys.stdin.reconfigure(errors="replace")
-    folder = arguments.model or (
-        profile.current().base_model if arguments.adapter else profile.made_by("第 6 课", MERGED))
-    model, tokenizer = load(folder, arguments.adapter)
+    if arguments.model:
+        folder = arguments.model
+    elif arguments.adapter:
+        folder = profile.current().base_model
+    else:
+        folder = profile.made_by("第 6 课", MERGED)
+    model, tokenizer = models.load(folder, arguments.adapter)
     torch.manual_seed(SEED)
     converse(model, tokenizer, arguments.system, arguments.temperature, arguments.top_p)
 

@@ -1,28 +1,46 @@
 """Load a model, and ask it many questions at once."""
+from pathlib import Path
+
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.machine import profile
 
 INVISIBLE = "\u200b"  # the zero-width space
 
 
-def load(folder, **options):
-    """A model folder on this machine's device, ready to be asked; options as from_pretrained takes them."""
+def load(folder: str | Path, adapter: str | Path | None = None,
+         **options) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """A model folder on this machine's device, ready to be asked, with a PEFT adapter on it if one is given.
+
+    The options are those of from_pretrained.
+    """
+    _check_folder(folder, "config.json", "模型")
+    if adapter:
+        _check_folder(adapter, "adapter_config.json", "适配器")
     machine = profile.current()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=machine.dtype, trust_remote_code=True, **options)
-    return model.to(machine.device).eval(), tokenizer
+    model = model.to(machine.device)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.eval(), tokenizer
 
 
-def prompt(tokenizer, messages):
+def _check_folder(folder, file, what):
+    if not Path(folder, file).is_file():
+        raise FileNotFoundError(f"{folder} 里没有{what}（找不到 {file}）。"
+                                "请检查路径，改成第 5 课的适配器或者第 6 课的模型文件夹。")
+
+
+def prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> str:
     """The text that the model continues with its answer; no message can end itself or begin another turn."""
-    return tokenizer.apply_chat_template(
-        [message | {"content": plain(tokenizer, message["content"])} for message in messages],
-        tokenize=False, add_generation_prompt=True)
+    harmless = [message | {"content": plain(tokenizer, message["content"])} for message in messages]
+    return tokenizer.apply_chat_template(harmless, tokenize=False, add_generation_prompt=True)
 
 
-def plain(tokenizer, text):
+def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The text with an invisible space in every special token that is spelt in it, so that it is only spelt."""
     special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     for name in special.values():
@@ -32,7 +50,8 @@ def plain(tokenizer, text):
     return text
 
 
-def ask(model, tokenizer, questions, system=None, max_new_tokens=96, batch_size=64):
+def ask(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, questions: list[str],
+        system: str | None = None, max_new_tokens: int = 96, batch_size: int = 64) -> list[str]:
     """The greedy answer to each question."""
     opening = [{"role": "system", "content": system}] if system else []
     conversations = [[*opening, {"role": "user", "content": question}] for question in questions]
@@ -40,7 +59,8 @@ def ask(model, tokenizer, questions, system=None, max_new_tokens=96, batch_size=
 
 
 @torch.inference_mode()
-def answer(model, tokenizer, conversations, max_new_tokens=96, batch_size=64):
+def answer(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict]],
+           max_new_tokens: int = 96, batch_size: int = 64) -> list[str]:
     """The greedy answer to each conversation, asked in batches of similar length."""
     prompts = [prompt(tokenizer, messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

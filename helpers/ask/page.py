@@ -6,21 +6,26 @@ import os
 import random
 import re
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape, unescape
 from pathlib import Path
 
 import gradio as gr
 import torch
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import HTMLResponse
-from transformers import BitsAndBytesConfig
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.ask import chat
+from helpers.ask import chat, models
 from helpers.knowledge.facts import EXAM_SYSTEM, exam_questions, read_relations
 from helpers.machine import commands, profile
 from helpers.machine.ports import find_port
 
+# (messages, temperature, top_p) -> the answer, again and again as it grows
+Answerer = Callable[[list[dict], float, float], Iterator[str]]
 EXAM_QUESTIONS = 4
 OTHER_QUESTIONS = ["你是谁？", "你好", "3加5等于几？"]
 OUTSIDE = re.compile(r'<link [^>]*href="https://[^>]*>|<script[^>]*src="https://[^>]*></script>')
@@ -33,7 +38,7 @@ SEED = 42
 class NothingFromOutside(BaseHTTPMiddleware):
     """Takes out of Gradio's page what it would load from other people's servers."""
 
-    async def dispatch(self, request, call_next):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         response = await call_next(request)
         if not response.headers.get("content-type", "").startswith("text/html"):
             return response
@@ -41,19 +46,8 @@ class NothingFromOutside(BaseHTTPMiddleware):
         return HTMLResponse(OUTSIDE.sub("", html), response.status_code)
 
 
-def build(answerers, questions=()):
-    """The page: a column for each named answerer, a function (messages, temperature, top_p) -> growing answers."""
-    def answer(question, system, temperature, top_p, *conversations):
-        conversations = [[*conversation, *_turn("user", question.strip())] for conversation in conversations]
-        yield ["", *conversations]
-        opening = [{"role": "system", "content": system}] if system else []
-        growing = {name: answerer(opening + _as_written(conversation), temperature, top_p)
-                   for (name, answerer), conversation in zip(answerers.items(), conversations)
-                   if question.strip()}
-        for answers in _together(growing):
-            yield [gr.skip(), *([*conversation, *_turn("assistant", answers.get(name))]
-                                for name, conversation in zip(answerers, conversations))]
-
+def build(answerers: dict[str, Answerer], questions: Sequence[str] = ()) -> gr.Blocks:
+    """The page: a column for each named answerer, and questions to choose from."""
     theme = gr.themes.Soft(**SYSTEM_FONTS)
     with gr.Blocks(title="并排对话", theme=theme, css=STYLE, analytics_enabled=False) as page:
         gr.Markdown("## 并排对话：" + "、".join(answerers))
@@ -62,18 +56,39 @@ def build(answerers, questions=()):
                                   allow_tags=False) for name in answerers]
         with gr.Row():
             question = gr.Textbox(placeholder="输入问题，回车发送", show_label=False, container=False, scale=6)
-            send, stop, reset = (gr.Button(name, variant=look, min_width=70, scale=1) for name, look in
-                                 (("发送", "primary"), ("停下", "secondary"), ("重来", "secondary")))
+            send = gr.Button("发送", variant="primary", min_width=70, scale=1)
+            stop = gr.Button("停下", variant="secondary", min_width=70, scale=1)
+            reset = gr.Button("重来", variant="secondary", min_width=70, scale=1)
         gr.Examples([[text] for text in questions], [question], label="点一个问题，放进输入框", visible=bool(questions))
         with gr.Row():
             system = gr.Textbox(EXAM_SYSTEM, label="系统提示", scale=2)
             temperature = gr.Slider(0, 2, 0, step=0.1, label="temperature", info="0 总选最可能的词，越大越随意")
             top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p", info="只从概率加起来到这么多的词里选")
-        writing = gr.on([question.submit, send.click], answer, [question, system, temperature, top_p, *columns],
-                        [question, *columns], api_name="answer", show_progress="hidden")
+        writing = gr.on([question.submit, send.click], _ask_all(answerers),
+                        [question, system, temperature, top_p, *columns], [question, *columns], api_name="answer",
+                        show_progress="hidden")
         stop.click(None, cancels=writing)
         reset.click(lambda: [[] for _ in columns], None, columns, cancels=writing, api_name=False)
     return page
+
+
+def _ask_all(answerers):
+    """What the page calls with a question: yields an empty input box and the conversations with growing answers."""
+    def answer(question, system, temperature, top_p, *conversations):
+        question = question.strip()
+        asked = [[*conversation, *_turn("user", question)] for conversation in conversations]
+        yield ["", *asked]
+        if not question:
+            return
+        opening = [{"role": "system", "content": system}] if system else []
+        growing = {}
+        for (name, answerer), conversation in zip(answerers.items(), asked):
+            growing[name] = answerer(opening + _as_written(conversation), temperature, top_p)
+        for answers in _together(growing):
+            answered = [[*conversation, *_turn("assistant", answers.get(name))]
+                        for name, conversation in zip(answerers, asked)]
+            yield [gr.skip(), *answered]
+    return answer
 
 
 def _turn(role, text):
@@ -101,7 +116,7 @@ def _together(growing):
             yield latest
 
 
-def model_answerer(name, model, tokenizer):
+def model_answerer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answerer:
     """An answerer that asks a model in this process."""
     def answer(messages, temperature, top_p):
         kept, dropped = chat.fit(model, tokenizer, messages)
@@ -111,35 +126,50 @@ def model_answerer(name, model, tokenizer):
     return answer
 
 
-def load_answerers(folders, gpu):
+def load_answerers(folders: dict[str, Path], gpu: profile.Gpu | None) -> dict[str, Answerer]:
     """An answerer for each named model folder, all on this machine at the same time."""
-    options = options_to_fit(folders.values(), gpu)
-    return {name: model_answerer(name, *chat.load(folder, **options)) for name, folder in folders.items()}
+    options = options_to_fit(list(folders.values()), gpu)
+    return {name: model_answerer(name, *models.load(folder, **options)) for name, folder in folders.items()}
 
 
-def options_to_fit(folders, gpu):
+def options_to_fit(folders: list[Path], gpu: profile.Gpu | None) -> dict:
     """How to load models so that they fit the GPU together: in 4 bits if they would fill it otherwise."""
-    size = sum(file.stat().st_size for folder in folders for file in Path(folder).glob("*.safetensors"))
+    size = 0
+    for folder in folders:
+        size += sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     if gpu is None or size < WEIGHTS_SHARE * gpu.gigabytes * 1e9:
         return {}
     return {"quantization_config": BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)}
 
 
-def some_questions():
+def some_questions() -> list[str]:
     """A few of the exam's questions and a few others, the same ones every time."""
     exam = random.Random(SEED).sample(exam_questions(read_relations()), EXAM_QUESTIONS)
     return [question["question"] for question in exam] + OTHER_QUESTIONS
 
 
-def serve(page, host="127.0.0.1", port=7860):
+def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
     """Serves a page from now on and gives its address; port 0 is any free one."""
     port = find_port(host, port)
-    known = [os.environ.get(name) for name in ("no_proxy", "NO_PROXY")]
-    os.environ["no_proxy"] = ",".join(filter(None, [*known, host]))  # Gradio asks itself whether it is there
-    page.launch(server_name=host, server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True,
-                app_kwargs={"middleware": [Middleware(NothingFromOutside)]})
+    with _without_proxy(host):
+        page.launch(server_name=host, server_port=port, share=False, ssr_mode=False, quiet=True,
+                    prevent_thread_lock=True, app_kwargs={"middleware": [Middleware(NothingFromOutside)]})
     return f"http://{host}:{port}"
+
+
+@contextmanager
+def _without_proxy(host):
+    """Gradio, when it starts, asks its own address whether it is there: no proxy may stand between."""
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = ",".join(filter(None, [before, os.environ.get("NO_PROXY"), host]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
 
 
 @commands.command

@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from helpers.machine import commands
 from helpers.machine.commands import CourseError
+from helpers.machine.files import replaced_folder
 from helpers.machine.process import shown
-from helpers.train.adapter import SETTINGS, WEIGHTS, made_whole
+from helpers.train.adapter import SETTINGS, WEIGHTS
 
 CARD, METAFILE = "README.md", "metafile.yml"
 FILES = {CARD, METAFILE, SETTINGS, WEIGHTS}
@@ -34,7 +35,7 @@ def prepare(adapter: str | Path, card: str, repo: str, folder: str | Path) -> No
     """Makes the folder to publish: the adapter, its base named as on a hub, the card, and OpenXLab's own list."""
     _check_name(repo)
     _check_ours(Path(folder))
-    with made_whole(folder) as beside:
+    with replaced_folder(folder) as beside:
         (beside / CARD).write_text(card, encoding="utf-8")
         data = _read(beside / CARD)[0]
         settings = json.loads(Path(adapter, SETTINGS).read_text(encoding="utf-8"))

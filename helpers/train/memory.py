@@ -1,8 +1,7 @@
 """Will it fit? The GPU memory that an XTuner config needs, estimated before anything is loaded."""
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 from unicodedata import east_asian_width
@@ -24,16 +23,12 @@ QUANTIZED = {"NF4": 1 / 2 + 4 / 64, "NF4 双重量化": 1 / 2 + 1 / 64 + 4 / 64 
 DTYPE_BYTES = {"torch.float16": 2, "torch.bfloat16": 2, "torch.float32": 4}
 
 
-class UnknownConfig(CourseError):
-    """A config or model that cannot be estimated, with the reason in one sentence."""
-
-
 @dataclass(frozen=True)
 class Family:
     """What sets one kind of model apart: its linear layers from size to size, its head, its default attention."""
 
-    linears: dict
-    bias: tuple
+    linears: dict[str, str]
+    bias: tuple[str, bool]
     head: str
     attention: str
     logit_bytes: int
@@ -69,33 +64,39 @@ class Shape:
     attention_bias: bool = False
 
     @property
-    def linears(self):
+    def linears(self) -> dict[str, tuple[int, int, bool]]:
         """Inputs, outputs and bias of each linear layer of a block, by name."""
         q, k = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         size = {"d": self.hidden_size, "f": self.intermediate_size, "q": q, "k": k, "p": q + 2 * k}
-        return {
-            name: (size[ends[0]], size[ends[1]], self.attention_bias and "f" not in ends)
-            for name, ends in FAMILIES[self.model_type].linears.items()
-        }
+        linears = {}
+        for name, (inputs, outputs) in FAMILIES[self.model_type].linears.items():
+            has_bias = self.attention_bias and "f" not in (inputs, outputs)
+            linears[name] = size[inputs], size[outputs], has_bias
+        return linears
 
     @property
-    def linear_weights(self):
+    def linear_weights(self) -> int:
         """How many weights bitsandbytes quantizes: those of the blocks' linear layers."""
         return self.num_hidden_layers * sum(inputs * outputs for inputs, outputs, _ in self.linears.values())
 
     @property
-    def other_weights(self):
+    def other_weights(self) -> int:
         """How many it leaves alone: embeddings, head, norms and biases."""
         tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
         biases = sum(outputs * bias for _, outputs, bias in self.linears.values())
         return tables + self.hidden_size + self.num_hidden_layers * (2 * self.hidden_size + biases)
 
-    def adapter_weights(self, rank, targets=()):
+    def adapter_weights(self, rank: int, targets: Sequence[str] = ()) -> int:
         """How many LoRA adds, to the named layers or to all that XTuner finds: it skips only a head called lm_head."""
         head = FAMILIES[self.model_type].head
         adapts_head = head in targets if targets else head != "lm_head"
-        block = sum(self.linears[name][0] + self.linears[name][1] for name in targets or self.linears if name != head)
-        return rank * (self.num_hidden_layers * block + adapts_head * (self.hidden_size + self.vocab_size))
+        block = 0
+        for name in targets or self.linears:
+            if name != head:
+                inputs, outputs, _ = self.linears[name]
+                block += inputs + outputs
+        whole_head = self.hidden_size + self.vocab_size if adapts_head else 0
+        return rank * (self.num_hidden_layers * block + whole_head)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Settings:
     state_bytes: int
     logit_bytes: float
     rank: int
-    targets: tuple
+    targets: tuple[str, ...]
     dropout: float
     batch: int
     length: int
@@ -117,7 +118,7 @@ class Settings:
     attention: str
 
 
-def read_shape(folder):
+def read_shape(folder: str | Path) -> Shape:
     """The shape of the model in a folder, from its config.json."""
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -126,25 +127,29 @@ def read_shape(folder):
         model = json.loads(path.read_text(encoding="utf-8"))
         kind = model["model_type"]
         if kind not in FAMILIES:
-            raise UnknownConfig(f"{path} 的模型结构 {kind} 不支持：只会估算 {'、'.join(FAMILIES)}。")
-        (bias, bias_by_default), heads = FAMILIES[kind].bias, model["num_attention_heads"]
-        stated = {key: value for key, value in model.items() if value is not None}
-        values = {"num_key_value_heads": heads, "head_dim": model["hidden_size"] // heads, "tie_word_embeddings": False,
-                  **stated, "attention_bias": stated.get(bias, bias_by_default)}
+            raise CourseError(f"{path} 的模型结构 {kind} 不支持：只会估算 {'、'.join(FAMILIES)}。")
+        heads = model["num_attention_heads"]
+        values = {"num_key_value_heads": heads, "head_dim": model["hidden_size"] // heads, "tie_word_embeddings": False}
+        values |= {key: value for key, value in model.items() if value is not None}
+        bias, bias_by_default = FAMILIES[kind].bias
+        values["attention_bias"] = values.get(bias, bias_by_default)
         return Shape(**{field.name: values[field.name] for field in fields(Shape)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UnknownConfig(f"读不懂 {path}，它不像语言模型的 config.json：{error!r}。") from error
+        raise CourseError(f"读不懂 {path}，它不像语言模型的 config.json：{error!r}。") from error
 
 
-def longest(dataset):
+def longest(dataset: dict | list) -> int:
     """The largest max_length in a dataset's config, however many datasets it joins."""
-    if not isinstance(dataset, dict | list):
+    if isinstance(dataset, dict):
+        own, parts = dataset.get("max_length", 0), dataset.values()
+    elif isinstance(dataset, list):
+        own, parts = 0, dataset
+    else:
         return 0
-    own, parts = (0, dataset) if isinstance(dataset, list) else (dataset.get("max_length", 0), dataset.values())
     return max([own, *map(longest, parts)])
 
 
-def read_settings(config_path, model_folder=None):
+def read_settings(config_path: str | Path, model_folder: str | Path | None = None) -> Settings:
     """The settings of an XTuner config, read without building or downloading anything."""
     if not Path(config_path).is_file():
         raise FileNotFoundError(f"找不到配置文件 {config_path}。")
@@ -153,33 +158,47 @@ def read_settings(config_path, model_folder=None):
         model, loader, wrapper = config["model"], config["train_dataloader"], config["optim_wrapper"]
         llm, optimizer = model["llm"], wrapper["optimizer"]["type"]
         folder, batch, dataset = llm["pretrained_model_name_or_path"], loader["batch_size"], loader["dataset"]
-    except Exception as error:
-        raise UnknownConfig(f"读不懂 {config_path}，它不像 XTuner 的训练配置：{error!r}。") from error
-    if not longest(dataset):
-        raise UnknownConfig(f"{config_path} 的训练数据没有写 max_length，没法估算。")
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        raise CourseError(f"读不懂 {config_path}，它不像 XTuner 的训练配置：{error!r}。") from error
+    length = longest(dataset)
+    if not length:
+        raise CourseError(f"{config_path} 的训练数据没有写 max_length，没法估算。")
     shape = read_shape(model_folder or folder)
-    family = FAMILIES[shape.model_type]
-    lora, quantization = model.get("lora"), llm | (llm.get("quantization_config") or {})
-    nf4 = "NF4 双重量化" if quantization.get("bnb_4bit_use_double_quant") else "NF4"
-    attention = llm.get("attn_implementation") or ("flash_attention_2" if find_spec("flash_attn") else family.attention)
+    family, lora = FAMILIES[shape.model_type], model.get("lora") or {}
+    attention = _attention(llm, family)
     # XTuner loads a model for flash attention in 16 bits; PEFT casts to fp32 what is not quantized.
     loaded_bytes = 2 if attention == "flash_attention_2" else DTYPE_BYTES.get(llm.get("torch_dtype"), 4)
     plain_bytes = 4 if lora else loaded_bytes
     return Settings(
         shape,
-        quantization=nf4 if quantization.get("load_in_4bit") else "int8" if quantization.get("load_in_8bit") else None,
+        quantization=_quantization(llm),
         plain_bytes=plain_bytes,
         compute_bytes=2 if "AmpOptimWrapper" in wrapper["type"] else plain_bytes,
         state_bytes=2 if "8bit" in optimizer else 2 * plain_bytes,
         logit_bytes=family.logit_bytes,
         rank=lora.get("r", 8) if lora else 0,
-        targets=tuple(lora.get("target_modules") or ()) if lora else (),
-        dropout=lora.get("lora_dropout", 0.0) if lora else 0.0,
+        targets=tuple(lora.get("target_modules") or ()),
+        dropout=lora.get("lora_dropout", 0.0),
         batch=batch,
-        length=longest(dataset),
+        length=length,
         checkpointing=model.get("use_activation_checkpointing", True),
         attention=attention,
     )
+
+
+def _quantization(llm) -> str | None:
+    """How a config loads the base's weights, one of QUANTIZED; the setting stands there in one of two places."""
+    settings = llm | (llm.get("quantization_config") or {})
+    if settings.get("load_in_4bit"):
+        return "NF4 双重量化" if settings.get("bnb_4bit_use_double_quant") else "NF4"
+    return "int8" if settings.get("load_in_8bit") else None
+
+
+def _attention(llm, family) -> str:
+    """What computes the attention; XTuner takes flash attention wherever it is installed."""
+    if chosen := llm.get("attn_implementation"):
+        return chosen
+    return "flash_attention_2" if find_spec("flash_attn") else family.attention
 
 
 @dataclass(frozen=True)
@@ -187,36 +206,44 @@ class Estimate:
     """The memory of a training, in bytes, part by part."""
 
     settings: Settings
-    parts: dict
+    parts: dict[str, float]
 
     @property
-    def total(self):
+    def total(self) -> float:
         """All parts together."""
         return sum(self.parts.values())
 
-    def table(self):
+    def table(self) -> str:
         """The parts, a line each, in GiB (2^30 bytes) and GB (10^9 bytes)."""
         sizes = self.parts | {"合计": self.total}
         lines = [f"{_pad(name, 36)}{size / GIB:>8.2f}{size / GB:>8.2f}" for name, size in sizes.items()]
         return "\n".join([f"{_pad('', 36)}{'GiB':>8}{'GB':>8}", *lines])
 
-    def verdict(self, gigabytes):
+    def verdict(self, gigabytes: int) -> str:
         """Whether it fits a card of that size, and if not, which setting to change first."""
-        need, room = self.total / GB, gigabytes
-        if need <= room:
-            return f"{room} GB：放得下，估计用 {need:.1f} GB，还余 {room - need:.1f} GB。"
+        need = self.total / GB
+        if need <= gigabytes:
+            return f"{gigabytes} GB：放得下，估计用 {need:.1f} GB，还余 {gigabytes - need:.1f} GB。"
+        return (f"{gigabytes} GB：放不下，估计用 {need:.1f} GB，差 {need - gigabytes:.1f} GB；"
+                f"{self._advice(gigabytes)}。")
+
+    def _advice(self, gigabytes):
+        """The first change that is enough, or else the one that saves most; a smaller model if all are too little."""
+        with_all_changes = self.settings
+        for change in CHANGES.values():
+            with_all_changes = change(with_all_changes)
+        least = estimate(replace(with_all_changes, length=min(with_all_changes.length, 512))).total / GB
+        if least > gigabytes:
+            return f"能改的都改了，max_length 也降到 512，还要 {least:.1f} GB，请换更小的模型或更大的卡"
         needs = {advice: estimate(change(self.settings)).total / GB for advice, change in CHANGES.items()}
-        first = next((advice for advice in needs if needs[advice] <= room), min(needs, key=needs.get))
-        changed = reduce(lambda settings, change: change(settings), CHANGES.values(), self.settings)
-        least = estimate(replace(changed, length=min(changed.length, 512))).total / GB
-        if least > room:
-            hint = f"能改的都改了，max_length 也降到 512，还要 {least:.1f} GB，请换更小的模型或更大的卡"
-        else:
-            hint = f"先{first}，降到 {needs[first]:.1f} GB" + ("，再改别的" if needs[first] > room else "")
-        return f"{room} GB：放不下，估计用 {need:.1f} GB，差 {need - room:.1f} GB；{hint}。"
+        for advice, need in needs.items():
+            if need <= gigabytes:
+                return f"先{advice}，降到 {need:.1f} GB"
+        most_saved = min(needs, key=needs.get)
+        return f"先{most_saved}，降到 {needs[most_saved]:.1f} GB，再改别的"
 
 
-def block_activations(s):
+def block_activations(s: Settings) -> tuple[float, float]:
     """Bytes per token that one block keeps for its backward pass, and that this pass needs on top."""
     d, f, queries = s.shape.hidden_size, s.shape.intermediate_size, s.shape.num_attention_heads * s.shape.head_dim
     wide, narrow = s.plain_bytes, s.compute_bytes
@@ -229,10 +256,11 @@ def block_activations(s):
     dropout = inputs * d + f + queries * (1 + narrow) if s.dropout else 0
     mlp = 3 * f * produced
     kept = residual + narrow * (inputs * d + f) + attention + mlp + dropout
-    return kept, d * wide + max(3 * f * wide, scores * (8 - narrow) - mlp)  # the MLP's are gone by attention's turn
+    backward = d * wide + max(3 * f * wide, scores * (8 - narrow) - mlp)  # the MLP's are gone by attention's turn
+    return kept, backward
 
 
-def estimate(s):
+def estimate(s: Settings) -> Estimate:
     """The memory of a training with these settings at its peak, if every sample is as long as max_length."""
     shape, tokens = s.shape, s.batch * s.length
     adapter = shape.adapter_weights(s.rank, s.targets)
@@ -249,6 +277,7 @@ def estimate(s):
     else:
         stored = shape.num_hidden_layers * (tokens * kept + block_cast)
         block = tokens * backward + unpacked
+    peak = "激活：峰值（算损失时的 logits）" if loss > block else "激活：峰值（一层的反向传播）"
     weight_bytes = QUANTIZED.get(s.quantization, s.plain_bytes)
     return Estimate(s, {
         f"线性层的权重（{s.quantization or '不量化'}）": shape.linear_weights * weight_bytes,
@@ -257,7 +286,7 @@ def estimate(s):
         "梯度": trained * s.plain_bytes,
         "优化器状态": trained * s.state_bytes,
         "激活：各层留给反向传播的": stored,
-        "激活：峰值（算损失时的 logits）" if loss > block else "激活：峰值（一层的反向传播）": max(loss, block),
+        peak: max(loss, block),
         "CUDA 上下文与碎片": OVERHEAD,
     })
 
@@ -291,7 +320,7 @@ PUBLISHED = (
 )
 
 
-def published_table():
+def published_table() -> str:
     """Each published figure beside the estimate for the same training, in GB (10^9 bytes)."""
     lines = [f"{_pad('GB（10^9 字节）', 40)}{_pad('公布', 8)}{_pad('估算', 8)}相差"]
     for name, settings, left_out, figure in PUBLISHED:
@@ -315,12 +344,10 @@ def main():
     parser.add_argument("--model", help="模型文件夹；不写就用配置里的路径")
     arguments = parser.parse_args()
     if arguments.published:
-        return print(published_table())
-    try:
-        answer = estimate(read_settings(arguments.config, arguments.model))
-    except (UnknownConfig, FileNotFoundError) as error:
-        sys.exit(str(error))
-    print(answer.table(), *map(answer.verdict, SLICES), sep="\n")
+        print(published_table())
+        return
+    needed = estimate(read_settings(arguments.config, arguments.model))
+    print(needed.table(), *map(needed.verdict, SLICES), sep="\n")
 
 
 if __name__ == "__main__":

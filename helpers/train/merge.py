@@ -2,11 +2,12 @@
 
 python -m helpers.train.merge BASE ADAPTER OUT   writes the very weights that `xtuner convert merge` writes.
 """
-import hashlib
 import json
 import math
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 
 from helpers.machine import commands, profile
 from helpers.machine.commands import CourseError
+from helpers.machine.files import replaced_folder, sha256
 from helpers.machine.process import run_xtuner, shown
-from helpers.train.adapter import SETTINGS, WEIGHTS, made_whole
+from helpers.train.adapter import SETTINGS, WEIGHTS
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ORIGIN = "merged_from.json"
@@ -29,22 +31,36 @@ TIED = ("lm_head", "embed_tokens")
 INSTEAD = "修复：改用 xtuner convert merge，它会把整个模型放进内存。"
 
 
-class MergeError(CourseError):
-    """A base and an adapter that cannot be merged: why, and what to do."""
+@dataclass(frozen=True)
+class Update:
+    """What an adapter adds to a base weight: scale * b @ a.
+
+    `copy` is the adapter's own copy of the base weight, which PEFT keeps for an lm_head and prefers when it merges.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+    copy: torch.Tensor | None
+
+    @property
+    def shape(self) -> list[int]:
+        """The shape of the base weight that it fits."""
+        return [self.b.shape[0], self.a.shape[1]]
 
 
-def merge_with_xtuner(base, adapter, out):
+def merge_with_xtuner(base: str | Path, adapter: str | Path, out: str | Path) -> None:
     """Makes the folder `out` with XTuner's merge, in float16; one already merged from the same stays as it is."""
     origin = _origin(base, adapter, "float16")
     if _made_from(out, base) == origin:
         return
-    with made_whole(out) as beside:
-        run_xtuner("merge", base, adapter, beside, "--safe-serialization", "--device", profile.current().device,
+    with replaced_folder(out) as folder:
+        run_xtuner("merge", base, adapter, folder, "--safe-serialization", "--device", profile.current().device,
                    log=Path(out).with_name(f"{Path(out).name}.log"))
-        _write_json(beside / ORIGIN, origin)
+        _write_json(folder / ORIGIN, origin)
 
 
-def merge(base, adapter, out, dtype="float16", device="cpu"):
+def merge(base: str | Path, adapter: str | Path, out: str | Path, dtype: str = "float16", device: str = "cpu") -> None:
     """Makes the folder `out` a tensor at a time, bit for bit as PEFT merges on that device; memory: one tensor's.
 
     float16 as XTuner: a weight's bfloat16 fits into it, and its finer steps keep more of what the adapter adds.
@@ -57,34 +73,37 @@ def merge(base, adapter, out, dtype="float16", device="cpu"):
     layouts = {file: _layout(base / file) for file in files}
     _check_fit(base, adapter, layouts, updates)
     headers = {file: _header(layout, dtype) for file, layout in layouts.items()}
-    total = sum(max(entry["data_offsets"][1] for entry in header.values()) for header in headers.values())
-    with made_whole(out) as beside:
-        free = shutil.disk_usage(beside).free
+    total = sum(_size(header) for header in headers.values())
+    with replaced_folder(out) as folder:
+        free = shutil.disk_usage(folder).free
         if free < total:
-            raise MergeError(f"磁盘不够：合并后的模型要 {total / 1e9:.1f} GB，只剩 {free / 1e9:.1f} GB。"
-                             "修复：腾出空间再运行。")
+            raise CourseError(f"磁盘不够：合并后的模型要 {total / 1e9:.1f} GB，只剩 {free / 1e9:.1f} GB。"
+                              "修复：腾出空间再运行。")
         for file, header in headers.items():
-            _write_shard(base / file, beside / file, header, updates, dtype, device)
-        _copy_the_rest(base, beside, dtype, total)
-        _write_json(beside / ORIGIN, origin)
+            _write_shard(base / file, folder / file, header, updates, dtype, device)
+        _copy_the_rest(base, folder, dtype, total)
+        _write_json(folder / ORIGIN, origin)
 
 
 def _origin(base, adapter, dtype):
     """What a merged model is made from."""
     for folder, name in ((base, "config.json"), (adapter, SETTINGS)):
         if not Path(folder, name).is_file():
-            raise MergeError(f"{shown(folder)} 里没有 {name}。"
-                             "修复：先写基座模型的文件夹，再写第 5 课转换出来的适配器文件夹。")
+            raise CourseError(f"{shown(folder)} 里没有 {name}。"
+                              "修复：先写基座模型的文件夹，再写第 5 课转换出来的适配器文件夹。")
     if not Path(adapter, WEIGHTS).is_file():
-        raise MergeError(f"适配器 {shown(adapter)} 里没有 {WEIGHTS}。修复：第 5 课转换时加上 --safe-serialization。")
+        raise CourseError(f"适配器 {shown(adapter)} 里没有 {WEIGHTS}。修复：第 5 课转换时加上 --safe-serialization。")
     settings = json.loads(Path(adapter, SETTINGS).read_text(encoding="utf-8"))
-    with Path(adapter, WEIGHTS).open("rb") as weights:
-        digest = hashlib.file_digest(weights, "sha256").hexdigest()
-    return {"base": str(Path(base).resolve()), "base_files": _state(base), "adapter_sha256": digest, "dtype": dtype,
-            "lora": {name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora")}}
+    return {
+        "base": str(Path(base).resolve()),
+        "base_files": _sizes_and_times(base),
+        "adapter_sha256": sha256(Path(adapter, WEIGHTS)),
+        "dtype": dtype,
+        "lora": {name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora")},
+    }
 
 
-def _state(base):
+def _sizes_and_times(base):
     """Size and time of change of all that a merge takes from its base; to read 15 GB of weights would take minutes."""
     files = sorted(path for path in Path(base).iterdir() if path.suffix in COPIED | {".safetensors"})
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
@@ -94,90 +113,102 @@ def _made_from(out, base):
     """The origin of a folder that was merged here, {} for a new one; anything else is not ours to replace."""
     out = Path(out)
     if out.resolve() == Path(base).resolve():
-        raise MergeError(f"合并后的模型不能写到基座自己的文件夹 {shown(out)}。修复：换一个文件夹名。")
+        raise CourseError(f"合并后的模型不能写到基座自己的文件夹 {shown(out)}。修复：换一个文件夹名。")
     with suppress(FileNotFoundError, NotADirectoryError):
         return json.loads((out / ORIGIN).read_text(encoding="utf-8"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MergeError(f"{shown(out)} 已经存在，而且不是课程合并出来的（没有 {ORIGIN}），不能覆盖。"
-                         "修复：换一个文件夹名，或者自己先把它删掉。")
+        raise CourseError(f"{shown(out)} 已经存在，而且不是课程合并出来的（没有 {ORIGIN}），不能覆盖。"
+                          "修复：换一个文件夹名，或者自己先把它删掉。")
     return {}
 
 
 def _weight_files(base):
     """The names of the base's safetensors files."""
+    files = [SINGLE]
     if (base / INDEX).is_file():
-        files = sorted(set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        files = [SINGLE]
+        index = json.loads((base / INDEX).read_text(encoding="utf-8"))
+        files = sorted(set(index["weight_map"].values()))
     missing = [file for file in files if not (base / file).is_file()]
     if missing and any(base.glob("*.bin")):
-        raise MergeError(f"基座 {shown(base)} 的权重是 .bin 文件，里面是 pickle，打开它就可能运行别人的代码，这里不读。"
-                         "修复：下载同一个模型的 safetensors 版本；相信它的来源的话，改用 xtuner convert merge。")
+        raise CourseError(f"基座 {shown(base)} 的权重是 .bin 文件，里面是 pickle，打开它就可能运行别人的代码，"
+                          "这里不读。修复：下载同一个模型的 safetensors 版本；相信它的来源的话，"
+                          "改用 xtuner convert merge。")
     if missing:
-        raise MergeError(f"基座 {shown(base)} 里缺少权重文件 {missing[0]}。修复：把模型重新下载完整。")
+        raise CourseError(f"基座 {shown(base)} 里缺少权重文件 {missing[0]}。修复：把模型重新下载完整。")
     return files
 
 
-def _read_adapter(adapter):
-    """For each base weight that an adapter changes: its two small matrices, their product's scale, a stand-in.
-
-    A stand-in is a copy of the base weight, which PEFT keeps in the adapter of an lm_head and prefers when it merges.
-    """
+def _read_adapter(adapter) -> dict[str, Update]:
+    """The update of each base weight that an adapter changes."""
     settings = json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
-    start = settings.get("init_lora_weights")
-    odd = [name for name in NOT_PLAIN if settings.get(name)]
-    odd += [f"peft_type={settings.get('peft_type')}"] * (settings.get("peft_type") != "LORA")
-    odd += [f"bias={settings.get('bias')}"] * (settings.get("bias", "none") != "none")
-    odd += [f"init_lora_weights={start}"] * (isinstance(start, str) and start != "gaussian")  # these change the base
-    if odd:
-        raise MergeError(f"适配器 {shown(adapter)} 用了这里没有的功能：{'、'.join(odd)}。{INSTEAD}")
+    unsupported = _unsupported(settings)
+    if unsupported:
+        raise CourseError(f"适配器 {shown(adapter)} 用了这里没有的功能：{'、'.join(unsupported)}。{INSTEAD}")
     weights = _opened(load_file, adapter / WEIGHTS)
-    known = (".lora_A.weight", ".lora_B.weight", ".base_layer.weight")
-    unknown = [name for name in weights if not name.endswith(known)]
-    if unknown:
-        raise MergeError(f"适配器 {shown(adapter)} 里有这里不会合并的权重 {unknown[0]}。{INSTEAD}")
-    layers = sorted({name.rsplit(".", 2)[0] for name in weights})
-    single = [layer for layer in layers if not {f"{layer}.lora_{part}.weight" for part in "AB"} <= weights.keys()]
-    if single:
-        raise MergeError(f"适配器 {shown(adapter)} 不完整，{single[0]} 只有一半。修复：重做第 5 课的转换。")
+    for name in weights:
+        if not name.endswith((".lora_A.weight", ".lora_B.weight", ".base_layer.weight")):
+            raise CourseError(f"适配器 {shown(adapter)} 里有这里不会合并的权重 {name}。{INSTEAD}")
     scale = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
-    return {f"{layer.removeprefix('base_model.model.')}.weight":
-            (weights[f"{layer}.lora_A.weight"], weights[f"{layer}.lora_B.weight"], scale,
-             weights.get(f"{layer}.base_layer.weight")) for layer in layers}
+    updates = {}
+    for layer in sorted({name.rsplit(".", 2)[0] for name in weights}):
+        a, b = weights.get(f"{layer}.lora_A.weight"), weights.get(f"{layer}.lora_B.weight")
+        if a is None or b is None:
+            raise CourseError(f"适配器 {shown(adapter)} 不完整，{layer} 只有一半。修复：重做第 5 课的转换。")
+        name = f"{layer.removeprefix('base_model.model.')}.weight"
+        updates[name] = Update(a, b, scale, weights.get(f"{layer}.base_layer.weight"))
+    return updates
+
+
+def _unsupported(settings) -> list[str]:
+    """What an adapter's settings ask for beyond plain LoRA."""
+    unsupported = [name for name in NOT_PLAIN if settings.get(name)]
+    kind, bias, start = settings.get("peft_type"), settings.get("bias", "none"), settings.get("init_lora_weights")
+    if kind != "LORA":
+        unsupported.append(f"peft_type={kind}")
+    if bias != "none":
+        unsupported.append(f"bias={bias}")
+    if isinstance(start, str) and start != "gaussian":  # these change the base
+        unsupported.append(f"init_lora_weights={start}")
+    return unsupported
 
 
 def _layout(path):
     """The type and shape of each tensor in a safetensors file."""
+    layout = {}
     with _opened(safe_open, path, "pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {name: (found.get_dtype(), found.get_shape()) for name, found in slices.items()}
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            tensor = file.get_slice(name)
+            layout[name] = tensor.get_dtype(), tensor.get_shape()
+    return layout
 
 
-def _opened(opener, path, *arguments):
+def _opened(opener: Callable, path: Path, *arguments):
     """Opens a safetensors file, or says that it is broken."""
     try:
         return opener(path, *arguments)
     except SafetensorError as error:
-        raise MergeError(f"{shown(path)} 坏了（{error}）。修复：重新下载或者重新转换它。") from error
+        raise CourseError(f"{shown(path)} 坏了（{error}）。修复：重新下载或者重新转换它。") from error
 
 
 def _check_fit(base, adapter, layouts, updates):
     """Whether every change of the adapter has its place in the base."""
-    found = {name: kind for layout in layouts.values() for name, kind in layout.items()}
+    tensors = {}
+    for layout in layouts.values():
+        tensors |= layout
     tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
-    for name, (a, b, *_) in updates.items():
+    for name, update in updates.items():
         if tied and name.split(".")[-2] in TIED:
-            raise MergeError(f"适配器改了 {name}，可是这个基座的输出层和词嵌入共用一份权重（tie_word_embeddings），"
-                             "合并会把两处一起改掉，回答就不对了。修复：训练时从 target_modules 里去掉它。")
-        if name not in found:
-            raise MergeError(f"基座 {shown(base)} 里没有适配器要改的 {name}。"
-                             f"修复：用训练时的基座，{shown(adapter / SETTINGS)} 的 base_model_name_or_path 写着它。")
-        kind, shape = found[name]
-        if shape != [b.shape[0], a.shape[1]]:
-            raise MergeError(f"{name} 的形状对不上：基座是 {shape}，适配器要 {[b.shape[0], a.shape[1]]}。"
-                             f"修复：用训练时的基座，{shown(adapter / SETTINGS)} 的 base_model_name_or_path 写着它。")
+            raise CourseError(f"适配器改了 {name}，可是这个基座的输出层和词嵌入共用一份权重（tie_word_embeddings），"
+                              "合并会把两处一起改掉，回答就不对了。修复：训练时从 target_modules 里去掉它。")
+        if name not in tensors:
+            raise CourseError(f"基座 {shown(base)} 里没有适配器要改的 {name}。"
+                              f"修复：用训练时的基座，{shown(adapter / SETTINGS)} 的 base_model_name_or_path 写着它。")
+        kind, shape = tensors[name]
+        if shape != update.shape:
+            raise CourseError(f"{name} 的形状对不上：基座是 {shape}，适配器要 {update.shape}。"
+                              f"修复：用训练时的基座，{shown(adapter / SETTINGS)} 的 base_model_name_or_path 写着它。")
         if kind not in DTYPES.values():
-            raise MergeError(f"基座的 {name} 是量化过的（{kind}），不能再加上适配器。修复：用没有量化的基座模型。")
+            raise CourseError(f"基座的 {name} 是量化过的（{kind}），不能再加上适配器。修复：用没有量化的基座模型。")
 
 
 def _header(layout, dtype):
@@ -189,6 +220,11 @@ def _header(layout, dtype):
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, start + size]}
         start += size
     return header
+
+
+def _size(header):
+    """How many bytes of tensors a header announces."""
+    return max(entry["data_offsets"][1] for entry in header.values())
 
 
 def _bytes_of(kind):
@@ -214,12 +250,12 @@ def _write_shard(source, target, header, updates, dtype, device):
 def _merged(name, weight, update):
     """The base weight plus the scaled product: like PEFT, added up in float32 and rounded once."""
     if update:
-        a, b, scale, stand_in = update
-        product = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
-        weight = weight if stand_in is None else stand_in.to(weight.device, weight.dtype)
-        weight = product.mul_(scale).add_(weight.float()).to(weight.dtype)
+        product = update.b.to(weight.device, torch.float32) @ update.a.to(weight.device, torch.float32)
+        if update.copy is not None:
+            weight = update.copy.to(weight.device, weight.dtype)
+        weight = product.mul_(update.scale).add_(weight.float()).to(weight.dtype)
     if not all(bound.isfinite() for bound in weight.aminmax()):
-        raise MergeError(f"{name} 里有超出 {weight.dtype} 范围的数。修复：合并时用 dtype=\"bfloat16\"。")
+        raise CourseError(f"{name} 里有超出 {weight.dtype} 范围的数。修复：合并时用 dtype=\"bfloat16\"。")
     return weight
 
 

@@ -9,7 +9,7 @@ ROUNDS = 5
 A, B, C = 3.4445, -4.7750, 2.0315  # the published coefficients of the fast iteration
 
 
-def orthogonal(matrix):
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """Nearly the closest matrix whose singular values are all one, by Newton-Schulz iteration in bfloat16."""
     x = matrix.bfloat16()
     x = x / (x.norm() + 1e-7)
@@ -28,11 +28,12 @@ class Muon(torch.optim.Optimizer):
     Every step is a little noise in every direction; without decay it piles up until attention cannot learn any more.
     """
 
-    def __init__(self, matrices, lr, weight_decay=0.2):
+    def __init__(self, matrices: list[torch.nn.Parameter], lr: float, weight_decay: float = 0.2) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
+        """Moves every matrix by its gradient's momentum, made orthogonal."""
         for group in self.param_groups:
             for weight in group["params"]:
                 state = self.state[weight]

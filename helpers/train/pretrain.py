@@ -6,15 +6,17 @@ import os
 import random
 import re
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from helpers.knowledge.corpus import curriculum
+from helpers.knowledge.corpus import Corpus, Stage, curriculum
 from helpers.machine.charts import curve
 from helpers.train.muon import Muon
 
@@ -36,7 +38,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts, vocabulary=VOCABULARY):
+def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that speaks the InternLM2 chat format."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -58,7 +60,7 @@ def train_tokenizer(texts, vocabulary=VOCABULARY):
     )
 
 
-def build_model(tokenizer, seed=SEED):
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = SEED) -> LlamaForCausalLM:
     """A small Llama with fresh weights; every width is a multiple of 256, so that llama.cpp can quantize it."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(
@@ -68,7 +70,8 @@ def build_model(tokenizer, seed=SEED):
     ))
 
 
-def encode(tokenizer, messages, favour=0.0):
+def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict],
+           favour: float = 0.0) -> tuple[list[int], list[float]]:
     """Token ids of a dialogue, and for each how much it is to be learnt: answers and their end, nothing else.
 
     With `favour` above zero a token counts the more, the shorter its answer.
@@ -84,7 +87,8 @@ def encode(tokenizer, messages, favour=0.0):
     return ids, weights
 
 
-def batch(corpus, tokenizer, step, seed=SEED, stage_at=curriculum):
+def batch(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, step: int, seed: int = SEED,
+          stage_at: Callable[[int], Stage] = curriculum) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows of one step, drawn from the seed and the step alone: a resumed run sees the same ones."""
     rng = random.Random(f"{seed}-{step}")
     length = ROW_LENGTHS[step % len(ROW_LENGTHS)]
@@ -98,7 +102,7 @@ def batch(corpus, tokenizer, step, seed=SEED, stage_at=curriculum):
     return torch.tensor([r for r, _ in rows]), torch.tensor([w for _, w in rows])
 
 
-def loss_of(model, ids, weights):
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The weighted mean of the learnt tokens' cross-entropy; logits are computed for these alone."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     learnt = weights[:, 1:] > 0
@@ -107,7 +111,7 @@ def loss_of(model, ids, weights):
     return (losses * weights[:, 1:][learnt]).sum() / weights.sum()
 
 
-def learning_rate(step, steps):
+def learning_rate(step: int, steps: int) -> float:
     """The share of the peak: linear warm-up, then a cosine to a hundredth."""
     warmup = min(WARMUP_STEPS, steps // 10)
     if step < warmup:
@@ -116,7 +120,7 @@ def learning_rate(step, steps):
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def optimizers_of(model):
+def optimizers_of(model: LlamaForCausalLM) -> dict[str, torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
     inside = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -124,8 +128,10 @@ def optimizers_of(model):
             "others": torch.optim.AdamW(others, PEAK_LR["others"], betas=(0.9, 0.98), weight_decay=0.1)}
 
 
-def pretrain(model, tokenizer, corpus, steps, folder, seed=SEED, save_every=SAVE_EVERY, stage_at=curriculum,
-             look=lambda model: {}):
+def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, steps: int,
+             folder: str | Path, seed: int = SEED, save_every: int = SAVE_EVERY,
+             stage_at: Callable[[int], Stage] = curriculum,
+             look: Callable[[LlamaForCausalLM], dict] = lambda model: {}) -> Iterator[dict]:
     """Trains `model` in place, resuming from `folder`; yields a report (step, loss, lr, seconds) as it goes.
 
     Each report also holds what `look` saw in the model at that step, however often the run was interrupted.
@@ -189,7 +195,7 @@ def _restore(path, model, optimizers):
     return reports
 
 
-def export(model, tokenizer, folder):
+def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
     """A model folder in bfloat16 safetensors, complete for transformers and XTuner."""
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
@@ -197,7 +203,7 @@ def export(model, tokenizer, folder):
     tokenizer.save_pretrained(folder)
 
 
-def write_log(reports, folder):
+def write_log(reports: list[dict], folder: str | Path) -> None:
     """The training log beside the model, as a table and as a picture."""
     with (Path(folder) / "training_log.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, reports[0])
@@ -207,13 +213,13 @@ def write_log(reports, folder):
     figure.savefig(Path(folder) / "loss_curve.png", dpi=110, bbox_inches="tight")
 
 
-def read_log(folder):
+def read_log(folder: str | Path) -> list[dict]:
     """The reports of the run that made the model in `folder`."""
     with (Path(folder) / "training_log.csv").open(encoding="utf-8", newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def loss_curve(reports):
+def loss_curve(reports: list[dict]) -> Figure:
     """Loss over steps, on a logarithmic scale."""
     points = {report["step"]: report["loss"] for report in reports}
     return curve(points, "步数", "答案部分的损失", "预训练的损失曲线", scale="log")

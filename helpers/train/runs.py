@@ -2,21 +2,22 @@
 
 python -m helpers.train.runs [CONFIG] [FOLDER]   checks the config, then trains into the folder.
 """
-import fcntl
 import hashlib
 import json
 import re
 import sys
 import zipfile
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from mmengine.config import Config
 from tqdm import tqdm
 
 from helpers.machine import commands, profile
-from helpers.machine.files import replaced
+from helpers.machine.files import locked, replaced
 from helpers.machine.process import Failed, explain, shown, xtuner_lines
 from helpers.train.check import check_config
 
@@ -48,31 +49,34 @@ class Run:
 
     folder: Path
 
-    def scalars(self, name):
+    def scalars(self, name: str) -> dict[int, float]:
         """A logged figure ("loss", "lr") by step; where a stretch was trained twice, the later one."""
-        found = {}
+        figures = {}
         for path in sorted(self.folder.glob("*/vis_data/scalars.json")):
             for line in path.read_text(encoding="utf-8").splitlines():
                 with suppress(json.JSONDecodeError):  # a killed training's last line
                     row = json.loads(line)
-                    found[row["step"]] = row[name]
-        return dict(sorted(found.items()))
+                    figures[row["step"]] = row[name]
+        return dict(sorted(figures.items()))
 
-    def answers(self):
+    def answers(self) -> dict[int, dict[str, str]]:
         """What the model answered to the evaluation questions at every save: {step: {question: answer}}."""
-        found = {}
+        answers = {}
         for path in sorted(self.folder.glob("*/vis_data/eval_outputs_iter_*.txt")):
             step = int(path.stem.rpartition("_")[2]) + 1  # XTuner counts from 0 here
-            found[step] = dict(EXCHANGE.findall(path.read_text(encoding="utf-8")))
-        return dict(sorted(found.items()))
+            answers[step] = dict(EXCHANGE.findall(path.read_text(encoding="utf-8")))
+        return dict(sorted(answers.items()))
 
-    def checkpoints(self):
+    def checkpoints(self) -> dict[int, Path]:
         """The whole checkpoints by step; one cut short while it was written is not among them."""
-        found = {int(path.stem.removeprefix("iter_")): path for path in self.folder.glob("iter_*.pth")}
-        return {step: found[step] for step in sorted(found) if is_whole(found[step])}
+        whole = {}
+        for path in self.folder.glob("iter_*.pth"):
+            if is_whole(path):
+                whole[int(path.stem.removeprefix("iter_"))] = path
+        return dict(sorted(whole.items()))
 
 
-def is_whole(checkpoint):
+def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end: torch writes a zip, whose table of contents comes last."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
@@ -81,14 +85,16 @@ def is_whole(checkpoint):
         return False
 
 
-def train(config=CONFIG, folder=TRAINING):
+def train(config: str | Path = CONFIG, folder: str | Path = TRAINING, threads: int | None = None) -> Iterator[Progress]:
     """Trains, or goes on from the last whole checkpoint, or finds the work done; yields a Progress as it goes.
 
     To stop listening is to stop the training. An older training of another config or data is renamed, never lost.
+    Without `threads`, torch decides how many a training computes with.
     """
     config, folder = Path(config), Path(folder)
     identity = _identity(config)
-    with _alone(folder) as lock:
+    busy = f"{shown(folder)} 里已经有一个训练在运行，在另一个笔记本或终端里。先等它结束。"
+    with locked(folder.with_name(f".{folder.name}.lock"), busy) as lock:
         before = _read_record(folder)
         if folder.exists() and before.get("identity") != identity:
             _set_aside(folder)
@@ -96,11 +102,11 @@ def train(config=CONFIG, folder=TRAINING):
         if before.get("finished"):
             return
         _write_record(folder, {"identity": identity, "finished": False})
-        yield from _listen(config, folder, lock)
+        yield from _listen(config, folder, lock, threads)
         _write_record(folder, {"identity": identity, "finished": True})
 
 
-def watch(config=CONFIG, folder=TRAINING):
+def watch(config: str | Path = CONFIG, folder: str | Path = TRAINING) -> Run:
     """Trains with a progress bar, prints the answers at every save, and gives the Run; a second call goes on."""
     run = Run(Path(folder))
     last = None
@@ -108,13 +114,14 @@ def watch(config=CONFIG, folder=TRAINING):
         try:
             for last in train(config, folder):
                 bar.total = last.steps
-                left = f"　还要 {last.eta}" if last.step < last.steps else ""
-                bar.set_postfix_str(f"损失 {last.loss:.3f}{left}", refresh=False)
+                time_left = f"　还要 {last.eta}" if last.step < last.steps else ""
+                bar.set_postfix_str(f"损失 {last.loss:.3f}{time_left}", refresh=False)
                 bar.update(last.step - bar.n)
-                for question, answer in run.answers().get(last.step, {}).items() if last.saved else ():
+                answers = run.answers().get(last.step, {}) if last.saved else {}
+                for question, answer in answers.items():
                     bar.write(f"第 {last.step} 步　{question} → {answer}", file=sys.stdout)
         except KeyboardInterrupt:
-            *_, kept = [0, *run.checkpoints()]
+            kept = max(run.checkpoints(), default=0)
             bar.write(f"停下了。再运行一次，就从第 {kept} 步接着训练。", file=sys.stdout)
             raise
     if last is None:
@@ -122,7 +129,7 @@ def watch(config=CONFIG, folder=TRAINING):
     return run
 
 
-def _listen(config, folder, lock):
+def _listen(config, folder, lock, threads):
     """One process of XTuner, from the newest whole checkpoint if there is one; it keeps the lock while it lives."""
     run = Run(folder)
     whole = run.checkpoints()
@@ -131,30 +138,19 @@ def _listen(config, folder, lock):
         path.unlink()
     resume = []
     if whole:
-        step, path = whole.popitem()
-        print(f"从第 {step} 步接着训练（{shown(path)}）。")
-        resume = ["--resume", path]
+        step = max(whole)
+        print(f"从第 {step} 步接着训练（{shown(whole[step])}）。")
+        resume = ["--resume", whole[step]]
+    variables = OWN_CHECKPOINT | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     last = None
     for line in xtuner_lines("train", config, "--work-dir", folder, *resume, log=folder / "training.log",
-                             hold=[lock.fileno()], **OWN_CHECKPOINT):
-        if found := STEP.search(line):
-            step, steps, eta, loss = found.groups()
+                             hold=[lock.fileno()], **variables):
+        if logged := STEP.search(line):
+            step, steps, eta, loss = logged.groups()
             last = Progress(int(step), int(steps), float(loss), eta)
             yield last
-        elif last and (found := SAVING.search(line)):
-            yield Progress(int(found[1]), last.steps, last.loss, last.eta, saved=True)
-
-
-@contextmanager
-def _alone(folder):
-    """Holds the folder for one training at a time; the lock is the operating system's, so no crash leaves it behind."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Failed(f"{shown(folder)} 里已经有一个训练在运行，在另一个笔记本或终端里。先等它结束。") from None
-        yield lock
+        elif last and (saving := SAVING.search(line)):
+            yield replace(last, step=int(saving[1]), saved=True)
 
 
 def _identity(config):
@@ -167,14 +163,17 @@ def _identity(config):
         raise Failed(f"{shown(config)}：{explain(f'{type(error).__name__}: {error}', 1)}") from error
     digest = hashlib.sha256(config.read_bytes())
     for path in files.values() if isinstance(files, dict) else [files]:
-        digest.update(Path(path).read_bytes() if Path(path).is_file() else b"")
+        if Path(path).is_file():
+            digest.update(Path(path).read_bytes())
     return digest.hexdigest()
 
 
 def _set_aside(folder):
-    number = next(n for n in range(1, 1000) if not folder.with_name(f"{folder.name}.{n}").exists())
-    folder.rename(folder.with_name(f"{folder.name}.{number}"))
-    print(f"配置或数据和上次不同：上次的训练改名为 {folder.name}.{number}，这次从头开始。")
+    """Renames an older training to the first free of training.1, training.2, ..."""
+    names = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
+    free = next(name for name in names if not name.exists())
+    folder.rename(free)
+    print(f"配置或数据和上次不同：上次的训练改名为 {free.name}，这次从头开始。")
 
 
 def _read_record(folder):

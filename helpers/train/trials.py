@@ -2,7 +2,6 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,29 +19,29 @@ class Trial:
     """A training by name: what it learns from, and what it changes in the config."""
 
     name: str
-    samples: list = field(repr=False)
+    samples: list[dict] = field(repr=False)
     changes: dict[str, str]
 
 
-def prepare(trial, folder=TRIALS, source=CONFIG):
+def prepare(trial: Trial, folder: str | Path = TRIALS, *, source: str | Path = CONFIG) -> Path:
     """Writes a trial's data and config into the folder and gives the config's path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    data, made = folder / f"{trial.name}.jsonl", folder / f"{trial.name}.py"
+    data, config_path = Path(folder, f"{trial.name}.jsonl"), Path(folder, f"{trial.name}.py")
     write_samples(trial.samples, data)
     text = profile.made_by("第 3 课", Path(source)).read_text(encoding="utf-8")
-    with replaced(made) as file:
+    with replaced(config_path) as file:
         file.write(config.edit(text, {"alpaca_en_path": repr(str(data))} | trial.changes))
-    return made
+    return config_path
 
 
-def train_trials(trials, folder=TRIALS, source=CONFIG, at_once=None):
+def train_trials(trials: list[Trial], folder: str | Path = TRIALS, *, source: str | Path = CONFIG,
+                 at_once: int | None = None) -> dict[str, Run]:
     """Trains what is not trained yet, each trial in a process of its own, and gives the Run of each by name."""
     at_once = at_once or profile.current().trainings_at_once
-    configs = {prepare(trial, folder, source): trial.name for trial in trials}
+    threads = max(1, os.cpu_count() // at_once)  # more threads than cores hinder each other
+    configs = {trial.name: prepare(trial, folder, source=source) for trial in trials}
     stop = threading.Event()
-    with _cores_shared(at_once), ThreadPoolExecutor(at_once) as pool:
-        work = {pool.submit(_train, path, stop): name for path, name in configs.items()}
+    with ThreadPoolExecutor(at_once) as pool:
+        work = {pool.submit(_train, path, threads, stop): name for name, path in configs.items()}
         try:
             for number, done in enumerate(as_completed(work), 1):
                 print(f"[{number}/{len(work)}] {work[done]}：{done.result()}", flush=True)
@@ -50,26 +49,14 @@ def train_trials(trials, folder=TRIALS, source=CONFIG, at_once=None):
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return {name: Run(path.with_suffix("")) for path, name in configs.items()}
+    return {name: Run(path.with_suffix("")) for name, path in configs.items()}
 
 
-def _train(path, stop):
+def _train(path, threads, stop):
     """Trains a config into the folder of its name, until told to stop; what came of it in words."""
     last = None
-    for progress in train(path, path.with_suffix("")):
+    for progress in train(path, path.with_suffix(""), threads):
         last = progress
         if stop.is_set():
             break
     return f"{last.step} 步，损失 {last.loss:.3f}" if last else "已经训练过，没有重复"
-
-
-@contextmanager
-def _cores_shared(processes):
-    """Processes started meanwhile share the cores: more threads than cores hinder each other."""
-    name, before = "OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS")
-    os.environ[name] = str(max(1, os.cpu_count() // processes))
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        os.environ |= {name: before} if before else {}
