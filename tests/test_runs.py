@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers.machine import process, profile
+from helpers.machine.commands import CourseError
 from helpers.train import runs
 from tests import finetune, forked
 
@@ -101,7 +102,7 @@ def test_a_killed_kernel_takes_its_training_along(config, tmp_path):
     kernel = subprocess.Popen([sys.executable, "-m", "helpers.train.runs", config, folder], env=profile.environment(),
                               stdout=subprocess.DEVNULL)
     wait_until(lambda: trainings_in(folder))
-    with pytest.raises(process.Failed, match="已经有一个训练在运行"):
+    with pytest.raises(CourseError, match="已经有一个训练在运行"):
         next(runs.train(config, folder))
     kernel.kill()
     wait_until(lambda: not trainings_in(folder))

@@ -3,14 +3,13 @@
 Every zip in the folder is unpacked, run and asked in the sandbox; points are decided out here. What was graded once is
 kept, and graded again only when the zip or the rules have changed. Everything is written to workspace/grading/.
 """
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from helpers.grading.rules import DEFAULT, Rules
 from helpers.homework import package
 from helpers.homework.release import ASSIGNMENT
 from helpers.machine import commands, profile
-from helpers.machine.commands import CourseError
-from helpers.machine.files import replaced
+from helpers.machine.files import locked, replaced
 from helpers.machine.process import shown
 
 OUT = profile.ROOT / "workspace" / "grading"
@@ -43,7 +41,9 @@ class Session:
 
     def __enter__(self):
         with ExitStack() as opened:
-            opened.enter_context(_alone_in(self._out))
+            busy = f"{shown(self._out)} 里已经有一个评分在运行，在另一个终端里。先等它结束。"
+            opened.enter_context(locked(self._out / "lock", busy))
+            (self._out / "results").mkdir(exist_ok=True)
             self._clear_scratch()
             sandbox.sweep()
             self._copy_source()
@@ -167,18 +167,6 @@ class Session:
         pairs = similar.pairs({result.student: result.traits for result in results if not result.failure})
         rows = [[pair.first, pair.second, pair.what, f"{pair.share:.0%}"] for pair in pairs]
         write_table(["学生", "另一个学生", "相像的是", "有多少"], rows, self._out / "similar.csv")
-
-
-@contextmanager
-def _alone_in(folder):
-    """Keeps other graders away from a folder while the block lasts."""
-    (folder / "results").mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CourseError(f"{shown(folder)} 里已经有一个评分在运行，在另一个终端里。先等它结束。") from None
-        yield
 
 
 def _file_name(student):

@@ -1,6 +1,7 @@
 """What every command line has in common: how it is called, and how it ends when something is wrong."""
 import argparse
 import sys
+from collections.abc import Callable
 from functools import wraps
 
 
@@ -13,7 +14,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description)
 
 
-def command(main):
+def command(main: Callable) -> Callable:
     """The command, ended by one line instead of a traceback when what is wrong can be mended."""
     @wraps(main)
     def ended_in_a_line(*arguments):

@@ -2,51 +2,64 @@
 
 python -m helpers.machine.lessons [NAME ...]   all core lessons, or the ones whose names begin so.
 """
+import json
 import re
 import sys
 import time
-
-import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from collections.abc import Iterable
+from pathlib import Path
 
 from helpers.machine import commands
+from helpers.machine.files import replaced
 from helpers.machine.profile import ROOT, current
 
 NOTEBOOKS = ROOT / "notebooks"
 EXECUTED = ROOT / "workspace" / "executed"
 
 
-def core_lessons(beginnings, notebooks=NOTEBOOKS):
+def core_lessons(beginnings: Iterable[str] = (), notebooks: Path = NOTEBOOKS) -> list[Path]:
     """The numbered lessons in order, or those whose names begin so."""
     return [path for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
             if path.name.startswith(tuple(beginnings) or "")]
 
 
-def times(notebooks=NOTEBOOKS):
+def title(path: Path) -> str:
+    """The title of a notebook, which its first cell begins with."""
+    return re.search(r"^# (.+)$", _opening(path), re.M)[1]
+
+
+def times(notebooks: Path = NOTEBOOKS) -> dict[str, str]:
     """The title of every core lesson and how long it takes, as its first cell says."""
-    opening = {path: nbformat.read(path, as_version=4).cells[0].source for path in core_lessons([], notebooks)}
-    return {re.search(r"^# (.+)$", text, re.M)[1]: re.search(r"^\*\*时间\*\*：(.+?)。?$", text, re.M)[1]
-            for text in opening.values()}
+    return {title(path): re.search(r"^\*\*时间\*\*：(.+?)。?$", _opening(path), re.M)[1]
+            for path in core_lessons(notebooks=notebooks)}
 
 
-def execute(path, folder):
+def _opening(path: Path) -> str:
+    """The text of a notebook's first cell."""
+    return "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+
+
+def execute(path: Path, folder: Path) -> None:
     """Runs one notebook and keeps it with its outputs, also when a cell fails."""
+    import nbformat
+    from nbclient import NotebookClient  # slow to import, and whoever asks for a title does not need it
+
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=None, coalesce_streams=True,
+    client = NotebookClient(notebook, timeout=None, coalesce_streams=True, record_timing=False,
                             resources={"metadata": {"path": path.parent}},
                             extra_arguments=["--log-level=ERROR"])  # no word about transport encryption
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         client.execute()
     finally:
-        beside = folder / f"{path.name}.partial"
-        nbformat.write(notebook, beside)
-        beside.replace(folder / path.name)
+        with replaced(folder / path.name) as file:
+            nbformat.write(notebook, file)
 
 
 @commands.command
-def main(beginnings, notebooks=NOTEBOOKS, executed=EXECUTED):
+def main(beginnings: Iterable[str], notebooks: Path = NOTEBOOKS, executed: Path = EXECUTED) -> None:
+    """The command line."""
+    from nbclient.exceptions import CellExecutionError
+
     profile = current()
     lessons = core_lessons(beginnings, notebooks)
     if not lessons:

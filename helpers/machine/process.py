@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,22 +59,24 @@ class Failed(CourseError):
     """A program that did not do its work: why in one sentence, and where its whole log is."""
 
 
-def run_xtuner(name, *arguments, log):
+def run_xtuner(name: str, *arguments: object, log: str | Path) -> None:
     """Runs XTuner's train, pth_to_hf or merge to its end; raises Failed."""
     for _ in xtuner_lines(name, *arguments, log=log):
         pass
 
 
-def xtuner_lines(name, *arguments, log, **options):
+def xtuner_lines(name: str, *arguments: object, log: str | Path, **options) -> Iterator[str]:
     """The output of XTuner's train, pth_to_hf or merge, line by line as it comes; the options are those of `lines`."""
     return lines([sys.executable, "-m", XTUNER[name], *map(str, arguments)], log=log, **options)
 
 
-def lines(command, *, log, cwd=None, typed="", hold=(), **variables):
+def lines(command: Iterable, *, log: str | Path, cwd: str | Path | None = None, typed: str = "",
+          hold: Iterable[int] = (), **variables: str) -> Iterator[str]:
     """The output of a program, line by line as it comes; raises Failed unless it exits 0.
 
     The whole output is appended to `log`; what is `typed` is its input. The program has a process group of its own,
-    which ends when we stop listening, however we end. The file descriptors in `hold` stay open as long as it lives.
+    which ends when we stop listening, however we end. The file descriptors in `hold` stay open as long as it lives;
+    the `variables` are set in its environment.
     """
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +99,7 @@ def lines(command, *, log, cwd=None, typed="", hold=(), **variables):
         raise Failed(f"{explain(''.join(end), process.returncode)}\n完整的日志：{shown(log)}")
 
 
-def start(command, **options):
+def start(command: Iterable, **options) -> subprocess.Popen:
     """Starts a program in a process group of its own, which ends with us, its output to be read as text.
 
     For Linux "us" is the thread that calls this: start from one that lives as long as the program is needed.
@@ -105,7 +108,7 @@ def start(command, **options):
                             start_new_session=True, **options)
 
 
-def stop(process):
+def stop(process: subprocess.Popen) -> None:
     """Ends a process group: politely, then not."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
@@ -116,14 +119,14 @@ def stop(process):
     process.stdout.close()
 
 
-def explain(output, code):
+def explain(output: str, code: int) -> str:
     """What went wrong, in one sentence with the mend."""
-    _, found, traceback = output.partition("Traceback (most recent call last)")
-    output = traceback if found else output  # before it may stand anything, such as the student's own data
+    _, header, traceback = output.partition("Traceback (most recent call last)")
+    output = traceback if header else output  # before it may stand anything, such as the student's own data
     for pattern, sentence in FAILURES.items():
-        if found := list(re.finditer(pattern, output)):
-            names = {"what": next((text for text in found[-1].groupdict().values() if text), "")}
-            return sentence.format(**names)
+        if matches := list(re.finditer(pattern, output)):
+            named = [text for text in matches[-1].groupdict().values() if text]
+            return sentence.format(what=named[0] if named else "")
     if code < 0:
         return (f"进程被系统结束（{signal.Signals(-code).name}），多半是内存不够。"
                 "修复：关掉别的程序，或者减小 max_length、batch_size。")
@@ -131,7 +134,7 @@ def explain(output, code):
     return f"没有见过的错误：{last.strip()[:300]}"
 
 
-def shown(path):
+def shown(path: str | Path) -> Path:
     """A path as a student sees it: from the course's folder on, where it lies in it."""
     path = Path(path).resolve()
     return path.relative_to(profile.ROOT) if path.is_relative_to(profile.ROOT) else path

@@ -91,7 +91,7 @@ GPU = {
 PROFILES = {"cpu": CPU, "gpu": GPU}
 
 
-def find_gpu():
+def find_gpu() -> Gpu | None:
     """The GPU that torch can use, or None."""
     import torch
 
@@ -101,14 +101,14 @@ def find_gpu():
     return Gpu(properties.name, properties.total_memory / 1e9, _driver_version(), torch.cuda.is_bf16_supported())
 
 
-def _driver_version():
+def _driver_version() -> str:
     """The NVIDIA driver's version as the kernel module tells it."""
     path = Path("/proc/driver/nvidia/version")
     words = path.read_text().split() if path.exists() else []
     return next((word for word in words if word[0].isdigit() and "." in word), "?")
 
 
-def current():
+def current() -> Profile:
     """The profile of this machine; COURSE_PROFILE and COURSE_BASE_MODEL override what is found."""
     gpu = find_gpu()
     name = os.environ.get("COURSE_PROFILE") or ("gpu" if gpu else "cpu")
@@ -120,7 +120,7 @@ def current():
     return Profile(name, _base_model(name), gpu if name == "gpu" else None, **PROFILES[name])
 
 
-def _base_model(profile_name):
+def _base_model(profile_name: str) -> Path:
     if chosen := os.environ.get("COURSE_BASE_MODEL"):
         path = Path(chosen).expanduser().resolve()
         if not (path / "config.json").is_file():
@@ -136,7 +136,7 @@ def _base_model(profile_name):
                        + "。请把环境变量 COURSE_BASE_MODEL 设成你的模型文件夹，或者用 COURSE_PROFILE=cpu 使用小模型。")
 
 
-def made_by(lesson, path):
+def made_by(lesson: str, path: Path) -> Path:
     """The path of something that an earlier lesson makes; if it is not there, the error names the lesson."""
     if not path.exists():
         named = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
@@ -144,12 +144,15 @@ def made_by(lesson, path):
     return path
 
 
-def environment():
+def environment() -> dict[str, str]:
     """The process environment for everything that the course launches."""
-    here = str(Path(sys.executable).parent)  # xtuner starts `python` by name
-    near = [os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "127.0.0.1"]  # our own pages are not far away
-    return {**os.environ, **ENVIRONMENT, "no_proxy": ",".join(filter(None, near)),
-            "PATH": os.pathsep.join([here, os.environ.get("PATH") or os.defpath])}
+    folder_of_python = str(Path(sys.executable).parent)  # xtuner starts `python` by name
+    path = os.environ.get("PATH") or os.defpath
+    not_proxied = [os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "127.0.0.1"]  # where our own pages are
+    return os.environ | ENVIRONMENT | {
+        "no_proxy": ",".join(filter(None, not_proxied)),
+        "PATH": os.pathsep.join([folder_of_python, path]),
+    }
 
 
 if __name__ == "__main__":
