@@ -15,9 +15,9 @@ from helpers.homework import release
 from helpers.homework.package import NOTEBOOKS, REPORT
 from helpers.homework.submit import Homework
 from helpers.knowledge.facts import EXAM_SYSTEM, read_relations
-from helpers.machine import lessons
+from helpers.machine import lessons, profile
 from helpers.machine.commands import CourseError
-from tests import finetune
+from tests import course, finetune
 from tools.make_homework_sheet import EXAM, FOLDER, SHEET, main
 
 CHECKS = tomllib.loads(DEFAULT.read_text(encoding="utf-8"))["check"]
@@ -161,13 +161,15 @@ def test_who_did_it_is_read_without_running_anything(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def solved(tmp_path_factory):
+def solved(walked, tmp_path_factory):
     """The homework as one who makes no mistake hands it in, its adapter trained by the notebook itself."""
-    folder = tmp_path_factory.mktemp("solved")
-    for lesson in [*lessons.core_lessons(["01", "02", "03"]), release.SOURCE / "basic.ipynb"]:
-        lessons.execute(lesson, folder / "executed")
-    work = Homework(shutil.copytree(release.SOURCE, folder / "homework"))
-    shutil.copytree(release.HOMEWORK / work.author.student, work.folder / work.author.student)
+    work = Homework(shutil.copytree(release.SOURCE, tmp_path_factory.mktemp("solved") / "homework"))
+    made = walked / "workspace" / "homework" / work.author.student
+    if not (made / "figures.json").exists():  # nbval has not been there before
+        course.ready_for_homework(walked)
+        with course.imported_from(walked):
+            lessons.execute(walked / release.SOURCE.relative_to(profile.ROOT) / "basic.ipynb", walked / "executed")
+    shutil.copytree(made, work.folder / work.author.student)
     return work
 
 
