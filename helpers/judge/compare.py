@@ -102,9 +102,6 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question
 
 def answers_of(folder: str | Path, questions: list[Question], batch_size: int = BATCH_SIZE) -> list[str]:
     """The answers of the model in a folder, loaded only while it answers: two of 7B do not fit on a GPU."""
-    if not Path(folder, "config.json").is_file():
-        raise FileNotFoundError(f"{folder} 里没有模型（找不到 config.json）。"
-                                "请改成含有模型的文件夹，例如第 6 课的 workspace/merged。")
     return answers(*models.load(folder), questions, batch_size)
 
 
