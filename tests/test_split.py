@@ -3,7 +3,7 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.data.cleaning import Cleaning
@@ -77,6 +77,7 @@ def test_no_split_by_group_leaks_or_takes_more_than_its_share(questions):
     assert len(train) + len(test) == len(samples)
 
 
+@settings(deadline=None)  # the disk can be slow
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
 def test_written_samples_are_read_back(tmp_path_factory, questions):
     path = tmp_path_factory.mktemp("samples") / "samples.jsonl"
