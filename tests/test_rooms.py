@@ -9,7 +9,7 @@ from helpers.machine.profile import ROOT
 
 HELPERS = ROOT / "helpers"
 PAGE = (HELPERS / "README.md").read_text(encoding="utf-8")
-ROOMS = dict(re.findall(r"^\| `(\w+)` \| .*? \| ?(.*?) ?\|$", PAGE, re.M))  # in their order, with the lessons they serve
+ROOMS = dict(re.findall(r"^\| `(\w+)` \| .*? \| ?(.*?) ?\|$", PAGE, re.M))  # in order: their lessons
 
 
 def rooms_in(source):
