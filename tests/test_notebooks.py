@@ -48,14 +48,14 @@ def test_cells_are_short_and_introduced(notebook):
     assert notebook.cells[0].cell_type == "markdown"
 
 
-def test_checkpoints_print_one_stable_line(lesson):
-    checkpoints = [cell for cell in code(lesson) if "检查点 " in cell.source]
-    assert checkpoints
-    for cell in checkpoints:
+def test_self_tests_print_one_stable_line(lesson):
+    self_tests = [cell for cell in code(lesson) if "自测 " in cell.source]
+    assert self_tests
+    for cell in self_tests:
         assert "assert" in cell.source
         assert "nbval-ignore-output" not in cell.metadata.get("tags", [])
         assert len(cell.outputs) == 1
-        assert re.fullmatch(r"检查点 [\dA-Z]+\.\d+：.+\n", cell.outputs[0].text)
+        assert re.fullmatch(r"自测 [\dA-Z]+\.\d+：.+\n", cell.outputs[0].text)
 
 
 def test_no_notebook_knows_a_path_that_exists_only_here(notebook):

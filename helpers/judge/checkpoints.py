@@ -166,7 +166,7 @@ def dilution_chart(looks: dict[float, Look]) -> Figure:
     for key in ("identity", "retention", "memorised"):
         values = [look.shares[key] for look in looks.values()]
         axes.plot(mixtures, values, "o-", color=COLORS[key], label=LABELS[key])
-    axes.set(xlabel="普通对话占的份额", ylim=(-0.05, 1.05), yticks=[0, 0.5, 0.9, 1],
+    axes.set(xlabel="普通对话占的比例", ylim=(-0.05, 1.05), yticks=[0, 0.5, 0.9, 1],
              yticklabels=["0 %", "50 %", "90 %", "100 %"])
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

@@ -178,7 +178,7 @@ def compare_folders(before: str | Path, after: str | Path, exam: str | Path, out
 def settings(name: str) -> dict:
     """How the course asks its questions, for the provenance of a comparison; `name` is what the assistant is called."""
     return {"随机种子": SEED, "每种一般问题": PROBES_OF_EACH_KIND, "一批": BATCH_SIZE, "自己的名字": name,
-            "写答案": "每次取最可能的词元"}
+            "生成回答": "每次取最可能的词元"}
 
 
 def read(file: str | Path) -> Comparison | None:

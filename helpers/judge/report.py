@@ -201,7 +201,7 @@ pre { font-size: 13px; line-height: 1.4; padding: 1rem; background: #f6f8fa; whi
 <ul>$conclusions</ul>
 <h2>三个数字</h2>
 $figures
-<small>95 % 区间：题目只有这么多，真正的份额多半落在这里面。</small>
+<small>95 % 区间：题目只有这么多，真正的比例多半落在这里面。</small>
 <h2>图</h2>
 $charts
 <h2>变差的</h2>
