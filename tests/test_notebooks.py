@@ -9,6 +9,8 @@ LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 HOMEWORK = sorted((ROOT / "notebooks" / "homework").rglob("*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"""["'](/(?!v1|api|tmp\b)[a-z]+/[^"'\s]*)""")
 LINK = re.compile(r"\]\((?!http)([^)#]+)\)")
+GLOSSARY = ROOT / "notebooks" / "glossary.md"
+TERM = re.compile(r"^\| (.+?) \| (.+?) \| (.+) \| \[(?:附录 )?(.+)\]\((.+)\) \|$", re.M)
 
 
 @pytest.fixture(params=LESSONS + HOMEWORK, ids=lambda path: path.stem)
@@ -68,3 +70,14 @@ def test_no_notebook_knows_a_path_that_exists_only_here(notebook):
 def test_every_link_leads_somewhere(path):
     for target in LINK.findall(prose(nbformat.read(path, as_version=4))):
         assert (path.parent / target).exists(), target
+
+
+def test_every_term_of_the_glossary_is_in_the_lesson_that_it_names():
+    terms = TERM.findall(GLOSSARY.read_text(encoding="utf-8"))
+    assert len(terms) == GLOSSARY.read_text(encoding="utf-8").count("\n|") - 2
+    assert [file for *_, file in terms] == sorted(file for *_, file in terms)
+    for term, english, _, number, file in terms:
+        text = prose(nbformat.read(GLOSSARY.parent / file, as_version=4)).casefold()
+        assert file.startswith((number, f"appendix_{number.lower()}"))
+        for word in [*term.split("、"), *english.split(", ")]:
+            assert word.casefold() in text, (term, english, file)

@@ -60,7 +60,7 @@ def test_contributors_are_told_of_commands_and_files_that_exist():
     text = CONTRIBUTING.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     assert {"setup", "test", "tiny-base", "lock"} <= set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M)) <= targets
-    named = [f"{module.replace('.', '/')}.py" for module in re.findall(r"-m ((?:helpers|tools)\.\w+)", text)]
+    named = [f"{module.replace('.', '/')}.py" for module in re.findall(r"-m ((?:helpers|tools)(?:\.\w+)+)", text)]
     named += re.findall(r"(?:\.ci|\.github|helpers|notebooks/homework|tests|tools)/[\w./]+\w", text)
     for path in named:
         assert (ROOT / path).exists(), path
