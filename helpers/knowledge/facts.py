@@ -2,9 +2,12 @@
 import csv
 import random
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+
+from helpers.data.split import question_key
 
 FACTS = Path(__file__).parents[2] / "data" / "facts"
 OTHER_NAMES = "other_names.csv"
@@ -99,3 +102,28 @@ def _several_right_names() -> dict[str, list[str]]:
 def right_names(question: str, answer: str) -> list[str]:
     """Every name under which the answer to an exam question is right."""
     return _several_right_names().get(question, [answer])
+
+
+def told(samples: Iterable[dict], questions: Iterable[str]) -> list[str]:
+    """The exam questions whose fact the samples tell in any words: some turn has both the subject and the answer."""
+    turns = ["\n".join((turn["input"], turn["output"])) for sample in samples for turn in sample["conversation"]]
+    facts = _facts_asked()
+    return [question for question in questions
+            if (fact := facts.get(_key(question))) and any(_has_both(turn, *fact) for turn in turns)]
+
+
+def _has_both(turn, subject, answer):
+    """Whether a turn has both; one may be part of the other, as 青 is of 青海."""
+    shorter, longer = sorted((subject, answer), key=len)
+    return longer in turn and shorter in turn.replace(longer, "")
+
+
+@cache
+def _facts_asked() -> dict[str, tuple[str, str]]:
+    """The subject and the answer of every exam question that can be asked."""
+    return {_key(form.format(subject=subject)): (subject, answer) for relation in read_relations()
+            for subject, answer in relation.facts for form in relation.exam}
+
+
+def _key(question):
+    return question_key({"conversation": [{"input": question}]})
