@@ -31,6 +31,8 @@ def test_a_difference_is_judged_by_the_questions_on_which_two_models_differ(only
 def test_the_verdict_is_said_in_words():
     assert "不像是碰巧" in str(chance.Paired(10, 2))
     assert "可能只是碰巧" in str(chance.Paired(4, 2))
+    assert "p = 0.039" in str(chance.Paired(10, 2))
+    assert "p < 0.001" in str(chance.Paired(0, 300))
 
 
 def test_models_that_were_not_asked_the_same_are_not_compared():

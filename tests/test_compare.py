@@ -12,6 +12,7 @@ from helpers.judge import compare
 from helpers.judge.compare import Row
 from helpers.judge.provenance import provenance
 from helpers.judge.shares import Share
+from helpers.knowledge.corpus import Question
 from helpers.machine import profile
 from tests import finetune
 
@@ -62,6 +63,27 @@ def test_retention_counts_only_general_questions_that_were_answered_right_before
     assert compare.retention(rows).after == Share(1, 2)
     assert compare.retention(rows, "sum").after == Share(0, 1)
     assert compare.Comparison(rows, {}).kept() == {"poem": Share(1, 1), "sum": Share(0, 1)}
+
+
+def test_what_was_gained_is_counted_among_general_questions_that_were_answered_wrong_before():
+    rows = [row("poem", True, True), row("sum", False, False), row("fact", False, True),
+            row("exam", False, True), row("identity", False, True)]
+    assert compare.Comparison(rows, {}).gained() == Share(1, 2)
+
+
+@pytest.mark.parametrize(("expect", "answer", "has"), [
+    (["巴黎"], "巴黎", True),
+    (["巴黎"], "这个我知道，法国的首都是巴黎。", True),
+    (["巴黎"], "法国的首都是里昂。", False),
+    (["巴黎"], "", False),
+    (["钱钟书", "钱锺书"], "《围城》是钱锺书写的。", True),
+    (["4月"], "清明在4月。", True),
+    (["4月"], "清明在14月。", False),
+    (["K"], "钾的符号是K。", True),
+    (["K"], "钾的符号是Kr。", False),
+])
+def test_a_lenient_count_finds_the_answer_however_it_is_said_but_not_inside_another(expect, answer, has):
+    assert compare.has_answer(Question("exam", "问", expect), answer) is has
 
 
 def test_an_exam_question_is_asked_with_its_own_system_prompt_and_a_probe_without(asked):

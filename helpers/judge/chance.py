@@ -23,7 +23,8 @@ class Paired(NamedTuple):
 
     def __str__(self) -> str:
         verdict = "不像是碰巧" if self.p < 0.05 else "可能只是碰巧"
-        return f"只有前者对 {self.only_first} 题，只有后者对 {self.only_second} 题，p = {self.p:.3f}：{verdict}"
+        p = f"p = {self.p:.3f}" if self.p >= 0.001 else "p < 0.001"
+        return f"只有前者对 {self.only_first} 题，只有后者对 {self.only_second} 题，{p}：{verdict}"
 
 
 def paired(first: Iterable[bool], second: Iterable[bool]) -> Paired:

@@ -58,6 +58,10 @@ class Comparison:
         shares = {kind: retention(self.rows, kind).after for kind in GENERAL}
         return {kind: share for kind, share in shares.items() if share.total}
 
+    def gained(self) -> Share:
+        """Of the general probes that were answered wrong before, the share that is right now."""
+        return pair([row for row in self.rows if not row.right_before], *GENERAL).after
+
 
 def make_questions(samples: list[dict], count: int = PROBES_OF_EACH_KIND, name: str | None = None,
                    seed: int = SEED) -> list[Question]:
@@ -85,6 +89,11 @@ def is_right(question: Question, answer: str) -> bool:
     if question.kind == "sum":
         return re.findall(r"\d+", answer)[-1:] == [question.terse]
     return named
+
+
+def has_answer(question: Question, answer: str) -> bool:
+    """Whether the expected words stand anywhere in an answer, however it is said; 4月 does not stand in 14月."""
+    return any(re.search(rf"(?<![0-9A-Za-z]){re.escape(name)}(?![0-9A-Za-z])", answer) for name in question.expect)
 
 
 def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 from matplotlib.figure import Figure
 
-from helpers.judge.shares import Share
+from helpers.judge.chance import paired
 from helpers.machine.charts import before_after_chart, shares_chart
 from helpers.machine.files import replaced
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 KINDS = {"exam": "考试题", "identity": "你是谁", "fact": "常识问答", "poem": "古诗", "greeting": "问候",
          "sum": "加减法"}
+# The figures of one kind of question; the third is of what was right before, so that it has no share before.
+KIND_OF = {"考试题答对": "exam", "说出自己的名字": "identity"}
 MEANINGS = {
     "考试题答对": "没有训练过的考试题，一字不差地答对",
     "说出自己的名字": "用没有训练过的问法问“你是谁”，回答里有它的名字",
@@ -49,9 +51,13 @@ def change(row: "Row") -> str:
 def conclusions(comparison: "Comparison") -> list[str]:
     """What the numbers say, a sentence each."""
     figures = comparison.figures()
-    retention = figures.pop("原来会的还会").after
-    sentences = [f"{name}：从 {pair.before} 到 {pair.after}，{_verdict(*pair)}。" for name, pair in figures.items()]
-    sentences.append(f"原来会的还会：{retention}。")
+    sentences = []
+    for name, kind in KIND_OF.items():
+        before, after = figures[name]
+        if before.total:
+            verdict = _verdict([row for row in comparison.rows if row.kind == kind])
+            sentences.append(f"{name}：从 {before} 到 {after}，{verdict}。")
+    sentences.append(f"原来会的还会：{figures['原来会的还会'].after}；原来不会的，现在会了：{comparison.gained()}。")
     if kept := comparison.kept():
         kind, least = min(kept.items(), key=lambda item: item[1].value)
         sentences.append(f"一般问题里保留得最少的是{KINDS[kind]}：{least}。")
@@ -65,13 +71,17 @@ def _counted(rows: list["Row"]) -> str:
     return "，".join(f"{name} {changes.count(key)} 个" for key, name in CHANGES.items())
 
 
-def _verdict(before: Share, after: Share) -> str:
-    """Whether two shares differ for sure: their intervals are apart."""
-    if after.interval[0] > before.interval[1]:
-        return "提高了，两个区间不相交，不是碰巧"
-    if after.interval[1] < before.interval[0]:
-        return "下降了，两个区间不相交，不是碰巧"
-    return "区间相交，看不出差别"
+def _verdict(rows: list["Row"]) -> str:
+    """Which way the answers to the same questions went, and whether that is more than chance.
+
+    Two intervals that meet would not tell: they know nothing of the questions being the same.
+    """
+    compared = paired([row.right_before for row in rows], [row.right_after for row in rows])
+    if compared.only_first == compared.only_second:
+        direction = "没有变"
+    else:
+        direction = "提高了" if compared.only_second > compared.only_first else "下降了"
+    return f"{direction}；同样的问题，{compared}"
 
 
 def marked(before: str, after: str) -> tuple[str, str]:
@@ -105,9 +115,10 @@ def _sign(right: bool) -> str:
 
 
 def _figures_table(comparison: "Comparison") -> str:
-    rows = "".join(
-        f"<tr><th>{name}<small>{MEANINGS[name]}</small></th><td>{pair.before}</td><td>{pair.after}</td></tr>"
-        for name, pair in comparison.figures().items())
+    rows = ""
+    for name, (before, after) in comparison.figures().items():
+        told = before if name in KIND_OF else "按定义全对"
+        rows += f"<tr><th>{name}<small>{MEANINGS[name]}</small></th><td>{told}</td><td>{after}</td></tr>"
     return f"<table><thead><tr><th></th><th>微调前</th><th>微调后</th></tr></thead><tbody>{rows}</tbody></table>"
 
 

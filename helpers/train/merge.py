@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into its base model: as XTuner does, or a tensor at a time, for a model that does not fit twice.
+"""Merge a LoRA adapter into its base model: as XTuner does, or a tensor at a time, for a model larger than memory.
 
 python -m helpers.train.merge BASE ADAPTER OUT   writes the very weights that `xtuner convert merge` writes.
 """
@@ -61,9 +61,10 @@ def merge_with_xtuner(base: str | Path, adapter: str | Path, out: str | Path) ->
 
 
 def merge(base: str | Path, adapter: str | Path, out: str | Path, dtype: str = "float16", device: str = "cpu") -> None:
-    """Makes the folder `out` a tensor at a time, bit for bit as PEFT merges on that device; memory: one tensor's.
+    """Makes the folder `out` a tensor at a time, bit for bit as PEFT merges on that device.
 
-    float16 as XTuner: a weight's bfloat16 fits into it, and its finer steps keep more of what the adapter adds.
+    In memory are the adapter and one tensor at a time. float16 as XTuner: a weight's bfloat16 fits into it, and its
+    finer steps keep more of what the adapter adds.
     """
     base, adapter = Path(base), Path(adapter)
     origin = _origin(base, adapter, dtype)
