@@ -1,4 +1,4 @@
-"""Makes the messy spreadsheet of the homework from the course's facts, and the exam from what lesson 02 holds out.
+"""Makes the homework's messy spreadsheet from the course's facts, and its exam from those that the lessons leave out.
 
 python -m tools.make_homework_sheet [FOLDER]   data/homework/messy.xlsx and data/homework/exam.jsonl
 """
@@ -11,9 +11,9 @@ from openpyxl import Workbook
 
 from helpers.data.convert import convert
 from helpers.data.readers import Layout
-from helpers.data.split import read_samples, split_by_group, write_samples
+from helpers.data.split import read_samples, write_samples
 from helpers.knowledge.corpus import end_of
-from helpers.knowledge.facts import EXAM_SYSTEM, read_relations
+from helpers.knowledge.facts import EXAM_SYSTEM, exam_questions, read_relations, told
 from helpers.machine.profile import ROOT
 from tools.make_raw_data import CHINESE_PAIR, FULL_WIDTH
 
@@ -80,12 +80,17 @@ def write_sheet(file):
 
 
 def write_exam(file):
-    """Questions of the course's exam that the lessons train nobody on."""
+    """Questions of the course's facts that nobody finds in the files that lesson 02 makes, however worded."""
+    raw = ROOT / "data" / "raw"
     with tempfile.TemporaryDirectory() as folder:
         exam = Path(folder) / "exam.jsonl"
-        convert(ROOT / "data" / "raw" / "exam.xlsx", exam, EXAM_SYSTEM, Layout("题目", "答案"))
-        _, held_out = split_by_group(read_samples(exam), seed=42)
-    write_samples(random.Random(42).sample(held_out, EXAM_QUESTIONS), file)
+        convert(raw / "exam.xlsx", exam, EXAM_SYSTEM, Layout("题目", "答案"))
+        given = read_samples(exam) + read_samples(raw / "everyday.jsonl")
+    asked = exam_questions(read_relations())
+    known = set(told(given, (one["question"] for one in asked)))
+    chosen = random.Random(42).sample([one for one in asked if one["question"] not in known], EXAM_QUESTIONS)
+    write_samples(({"conversation": [{"system": EXAM_SYSTEM, "input": one["question"], "output": one["answer"]}]}
+                   for one in chosen), file)
 
 
 def main(folder):
