@@ -171,7 +171,7 @@ def test_without_a_name_the_exam_is_what_was_to_be_learnt(tmp_path):
 def test_the_verdict_names_the_best_what_the_last_loses_and_warns(tmp_path):
     said = "\n".join(examination(tmp_path, (80, 95), (100, 40)).verdict())
     assert "最好的是第 10 步" in said
-    assert "说出名字多 20%，原来会的还会少 55%" in said
+    assert "说出名字多 20 个百分点，原来会的还会少 55 个百分点" in said
     assert "警告：从第 20 步起" in said
     assert "只剩 40%" in said
 

@@ -51,7 +51,7 @@ COLORS = {"identity": "#4878a8", "task": "#8a6fb0", "retention": "#4b9b5f", "mem
 
 @dataclass(frozen=True)
 class Look:
-    """What the model answered at one step, and its loss on dialogue that it was not trained on."""
+    """What the model answered at one step, and its loss on dialogue that this training did not show it."""
 
     step: int
     rows: list[compare.Row]
@@ -152,10 +152,10 @@ class Examination:
 
 
 def _points(difference: float) -> str:
-    """A difference of two shares in words: by how much more or less."""
+    """A difference of two shares in words: by how many percentage points more or less."""
     if abs(difference) < 0.005:
         return "一样"
-    return f"{'多' if difference > 0 else '少'} {abs(difference):.0%}"
+    return f"{'多' if difference > 0 else '少'} {100 * abs(difference):.0f} 个百分点"
 
 
 def dilution_chart(looks: dict[float, Look]) -> Figure:
