@@ -40,13 +40,16 @@ EXAMPLES = 3
 class Stage:
     """A part of the training: its first step, what dialogues are about, how much a passage tells at most.
 
-    `favour` is how much more a token of a short answer counts than one of a long answer.
+    A passage is followed by so many `questions`, one of these numbers by chance. `favour` is how much more a token of
+    a short answer counts than one of a long answer, `focus` how many times more one that tells what was asked for.
     """
 
     first_step: int
     mixture: dict[str, float]
     sentences: int = 6
+    questions: tuple[int, ...] = (1, 1, 2, 3)
     favour: float = 0.0
+    focus: float = 1.0
 
 
 # Copying first: whoever cannot copy cannot read, and passages alone did not teach it in two thousand steps, long texts
@@ -63,6 +66,10 @@ CURRICULUM = (
     Stage(2400, {"fact": 0.34, "copy": 0.01, "list": 0.02, "reading": 0.18, "sum": 0.13, "poem": 0.05, "verse": 0.01,
                  "identity": 0.04, "greeting": 0.04, "refusal": 0.02, "unheard": 0.01, "everyday": 0.02, "cloze": 0.01,
                  "choice": 0.06, "letter": 0.04, "examples": 0.02}, sentences=6, favour=0.5),
+    Stage(2800, {"fact": 0.42, "copy": 0.01, "list": 0.01, "reading": 0.13, "sum": 0.13, "poem": 0.05, "verse": 0.01,
+                 "identity": 0.05, "greeting": 0.04, "refusal": 0.02, "unheard": 0.01, "everyday": 0.02,
+                 "choice": 0.05, "letter": 0.03, "examples": 0.02}, sentences=6, questions=(2, 3, 4), favour=0.5,
+          focus=3.0),
 )
 
 
@@ -269,7 +276,9 @@ class Corpus:
             question = QUESTION_END.sub("", question) + rng.choice(self.phrases["polite_suffix"])
         else:
             question = self._ended(rng, question)
-        return _messages(question, exchange.terse if exchange.terse and terse else self._chattily(rng, kind, answer))
+        if exchange.terse and terse:
+            return _messages(question, exchange.terse)
+        return _messages(question, self._chattily(rng, kind, answer), exchange.terse)
 
     def _ended(self, rng, question):
         """The question as somebody types it: with its punctuation or without, perhaps without quotation marks."""
@@ -293,7 +302,7 @@ class Corpus:
         text, told, absent, elsewhere = self.reading.passage(rng, stage.sentences)
         layout = rng.choice(self.reading.layouts)
         turns = []
-        for fact in rng.sample(told, min(len(told), rng.choice((1, 1, 2, 3)))):
+        for fact in rng.sample(told, min(len(told), rng.choice(stage.questions))):
             question, answer = self.reading.question(rng, fact, absent, elsewhere)
             question = self._ended(rng, _marked(question))
             turns.append(_messages(layout.format(passage=text, question=question), answer))
@@ -382,6 +391,7 @@ class Corpus:
         return sorted(texts - {""})
 
 
-def _messages(question, answer):
-    """One turn."""
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def _messages(question, answer, value=None):
+    """One turn; `value` is the part of the answer that was asked for, where it is more than that."""
+    return [{"role": "user", "content": question},
+            {"role": "assistant", "content": answer} | ({"value": value} if value else {})]
