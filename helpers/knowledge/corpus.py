@@ -32,6 +32,7 @@ COUNTED = re.compile(r"\{[ab]\}[个只本块颗辆枝支页岁元人张条件位
 TWO_OF = re.compile(r"(?<!十)二(?=[个只本块颗辆枝支页岁元人张条件位])")
 POLITE_KINDS = {"fact", "sum", "poem", "verse"}
 CHATTY_KINDS = {"fact", "sum"}
+TALKED_AROUND = {"fact", "sum", "poem", "verse", "identity", "refusal", "unheard"}
 LETTERS = "ABCD"
 EXAMPLES = 3
 
@@ -40,13 +41,19 @@ EXAMPLES = 3
 class Stage:
     """A part of the training: its first step, what dialogues are about, how much a passage tells at most.
 
-    `favour` is how much more a token of a short answer counts than one of a long answer.
+    A passage is followed by so many `questions`, one of these numbers by chance, four options by `letters` of them.
+    `talk` is the share of questions with something said before or after them. `favour` is how much more a token of a
+    short answer counts than one of a long answer, `focus` how many times more one that tells what was asked for.
     """
 
     first_step: int
     mixture: dict[str, float]
     sentences: int = 6
+    questions: tuple[int, ...] = (1, 1, 2, 3)
+    letters: int = 1
+    talk: float = 0.0
     favour: float = 0.0
+    focus: float = 1.0
 
 
 # Copying first: whoever cannot copy cannot read, and passages alone did not teach it in two thousand steps, long texts
@@ -63,6 +70,17 @@ CURRICULUM = (
     Stage(2400, {"fact": 0.34, "copy": 0.01, "list": 0.02, "reading": 0.18, "sum": 0.13, "poem": 0.05, "verse": 0.01,
                  "identity": 0.04, "greeting": 0.04, "refusal": 0.02, "unheard": 0.01, "everyday": 0.02, "cloze": 0.01,
                  "choice": 0.06, "letter": 0.04, "examples": 0.02}, sentences=6, favour=0.5),
+    Stage(2800, {"fact": 0.42, "copy": 0.01, "list": 0.01, "reading": 0.13, "sum": 0.13, "poem": 0.05, "verse": 0.01,
+                 "identity": 0.05, "greeting": 0.04, "refusal": 0.02, "unheard": 0.01, "everyday": 0.02,
+                 "choice": 0.05, "letter": 0.03, "examples": 0.02}, sentences=6, questions=(2, 3, 4), favour=0.5,
+          focus=3.0),
+    Stage(5200, {"fact": 0.36, "list": 0.01, "reading": 0.17, "sum": 0.10, "poem": 0.04, "verse": 0.01,
+                 "identity": 0.06, "greeting": 0.05, "refusal": 0.03, "unheard": 0.01, "everyday": 0.02,
+                 "choice": 0.04, "letter": 0.08, "examples": 0.02}, sentences=6, questions=(3, 4, 5), letters=4,
+          talk=0.25, favour=0.5, focus=3.0),
+    Stage(7000, {"fact": 0.40, "reading": 0.16, "sum": 0.10, "poem": 0.04, "verse": 0.01, "identity": 0.06,
+                 "greeting": 0.05, "refusal": 0.03, "unheard": 0.01, "everyday": 0.02, "choice": 0.08, "letter": 0.02,
+                 "examples": 0.02}, sentences=6, questions=(2, 3, 4), letters=4, talk=0.2, favour=0.5, focus=3.0),
 )
 
 
@@ -217,6 +235,7 @@ class Corpus:
         self.weights = {kind: [len(e.ask) for e in exchanges] if kind in ("identity", "refusal") else None
                         for kind, exchanges in self.exchanges.items()}
         self.systems = _read_toml("system_prompts.toml")
+        self.talk = _read_toml("talk.toml")
         self.phrases = _read_toml("phrases.toml")
         self.choices = _read_toml("choices.toml")
         self.examples = _read_toml("examples.toml")
@@ -233,9 +252,9 @@ class Corpus:
         else:
             style = rng.choices(list(SYSTEM_SHARE), list(SYSTEM_SHARE.values()))[0]
             system = rng.choice(self.systems[style]) if style else None
-            turns = [self._turn(rng, kind, terse=style == "terse")]
+            turns = [self._turn(rng, kind, style == "terse", stage.talk)]
             if rng.random() < SECOND_TURN_SHARE:
-                turns.append(self._turn(rng, self._short_kind(rng, stage), terse=style == "terse"))
+                turns.append(self._turn(rng, self._short_kind(rng, stage), style == "terse", stage.talk))
         opening = [{"role": "system", "content": system}] if system else []
         return opening + [message for turn in turns for message in turn]
 
@@ -249,7 +268,22 @@ class Corpus:
             if kind not in self.longer:
                 return kind
 
-    def _turn(self, rng: random.Random, kind: str, terse: bool) -> list[dict]:
+    def _turn(self, rng: random.Random, kind: str, terse: bool, talk: float = 0.0) -> list[dict]:
+        """A question and its answer, with what somebody says around the question."""
+        question, answer = self._asked_and_answered(rng, kind, terse)
+        if kind in TALKED_AROUND:
+            question["content"] = self._talked_around(rng, question["content"], talk)
+        return [question, answer]
+
+    def _talked_around(self, rng: random.Random, question: str, share: float) -> str:
+        """The question with something before or after it that does not change what is asked."""
+        if share and not GREETED.match(question) and rng.random() < share:
+            question = rng.choice(self.talk["openers"]) + question
+        if share and rng.random() < share:
+            question = QUESTION_END.sub("", question) + rng.choice(self.talk["tails"])
+        return question
+
+    def _asked_and_answered(self, rng: random.Random, kind: str, terse: bool) -> list[dict]:
         """A question and its answer, asked politely or curtly, with or without punctuation."""
         if kind == "unheard":
             question = _marked(self.reading.unknown(rng))
@@ -271,7 +305,9 @@ class Corpus:
             question = QUESTION_END.sub("", question) + rng.choice(self.phrases["polite_suffix"])
         else:
             question = self._ended(rng, question)
-        return _messages(question, exchange.terse if exchange.terse and terse else self._chattily(rng, kind, answer))
+        if exchange.terse and terse:
+            return _messages(question, exchange.terse)
+        return _messages(question, self._chattily(rng, kind, answer), exchange.terse)
 
     def _ended(self, rng: random.Random, question: str) -> str:
         """The question as somebody types it: with its punctuation or without, perhaps without quotation marks."""
@@ -296,9 +332,9 @@ class Corpus:
         text, told, absent, elsewhere = self.reading.passage(rng, stage.sentences)
         layout = rng.choice(self.reading.layouts)
         turns = []
-        for fact in rng.sample(told, min(len(told), rng.choice((1, 1, 2, 3)))):
+        for fact in rng.sample(told, min(len(told), rng.choice(stage.questions))):
             question, answer = self.reading.question(rng, fact, absent, elsewhere)
-            question = self._ended(rng, _marked(question))
+            question = self._talked_around(rng, self._ended(rng, _marked(question)), stage.talk / 2)
             turns.append(_messages(layout.format(passage=text, question=question), answer))
             layout = "{question}"
         return turns
@@ -322,7 +358,11 @@ class Corpus:
         """Which of four options is this one: what choosing takes besides knowing the answer."""
         exchange, options = self._options(rng)
         question = rng.choice(self.choices["which"]).format(option=exchange.terse)
-        return [self._choice(rng, question, options, exchange.terse, letter_share=1)]
+        turns = [self._choice(rng, question, options, exchange.terse, letter_share=1)]
+        for option in rng.sample(options, stage.letters - 1):
+            turns.append(_messages(rng.choice(self.choices["which"]).format(option=option),
+                                   LETTERS[options.index(option)]))
+        return turns
 
     def _options(self, rng: random.Random) -> tuple[Exchange, list[str]]:
         """An exchange, and four options for its answer."""
@@ -387,6 +427,7 @@ class Corpus:
         return sorted(texts - {""})
 
 
-def _messages(question: str, answer: str) -> list[dict]:
-    """One turn: what is asked, and what is answered."""
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def _messages(question: str, answer: str, value: str | None = None) -> list[dict]:
+    """One turn; `value` is the part of the answer that was asked for, where it is more than that."""
+    return [{"role": "user", "content": question},
+            {"role": "assistant", "content": answer} | ({"value": value} if value else {})]

@@ -26,9 +26,10 @@ LONGEST_TOKEN = 6  # as the trainer counts: one Chinese character, or a short En
 DIGIT = re.compile("([0-9])")
 TOKENS_PER_STEP = 4096
 ROW_LENGTHS = (256, 256, 256, 512)
-FULL_STEPS = 4600
+FULL_STEPS = 8600
 PEAK_LR = {"matrices": 0.01, "others": 2e-3}
 WARMUP_STEPS = 100
+FALL = 4600 / 8600  # where the cosine would end
 REPORT_EVERY = 20
 SAVE_EVERY = 200
 PAD, BOS, IM_START, IM_END = "<pad>", "<s>", "<|im_start|>", "<|im_end|>"
@@ -70,11 +71,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = SEED) -> LlamaFo
     ))
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict],
-           favour: float = 0.0) -> tuple[list[int], list[float]]:
+def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict], favour: float = 0.0,
+           focus: float = 1.0) -> tuple[list[int], list[float]]:
     """Token ids of a dialogue, and for each how much it is to be learnt: answers and their end, nothing else.
 
-    With `favour` above zero a token counts the more, the shorter its answer.
+    With `favour` above zero a token counts the more, the shorter its answer; in an answer that says which part was
+    asked for, the tokens of that part count `focus` times.
     """
     ids, weights = [tokenizer.bos_token_id], [0.0]
     for message in messages:
@@ -83,8 +85,19 @@ def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict],
         tail = tokenizer.encode("\n", add_special_tokens=False)
         ids += head + body + tail
         wanted = message["role"] == "assistant" and not message.get("given")
-        weights += [0.0] * len(head) + [wanted * len(body) ** -favour] * len(body) + [0.0] * len(tail)
+        learnt = [wanted * len(body) ** -favour] * len(body)
+        if wanted and focus > 1 and "value" in message:
+            value = tokenizer.encode(message["value"], add_special_tokens=False)
+            start = _last_place(value, body)
+            learnt[start:start + len(value)] = [focus * weight for weight in learnt[start:start + len(value)]]
+        weights += [0.0] * len(head) + learnt + [0.0] * len(tail)
     return ids, weights
+
+
+def _last_place(part: list[int], whole: list[int]) -> int:
+    """Where a list stands in a longer one for the last time; its end if it does not."""
+    places = range(len(whole) - len(part), -1, -1)
+    return next((place for place in places if whole[place:place + len(part)] == part), len(whole))
 
 
 def batch(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, step: int, seed: int = SEED,
@@ -94,7 +107,7 @@ def batch(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, step: int, seed: i
     length = ROW_LENGTHS[step % len(ROW_LENGTHS)]
     stage, rows, row, weights = stage_at(step), [], [], []
     while len(rows) < TOKENS_PER_STEP // length:
-        ids, counts = encode(tokenizer, corpus.dialogue(rng, stage), stage.favour)
+        ids, counts = encode(tokenizer, corpus.dialogue(rng, stage), stage.favour, stage.focus)
         row, weights = row + ids, weights + counts
         if len(row) >= length:
             rows.append((row[:length], weights[:length]))
@@ -112,12 +125,13 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """The share of the peak: linear warm-up, then a cosine to a hundredth."""
+    """The share of the peak: linear warm-up, a cosine down, and a long line to a hundredth."""
     warmup = min(WARMUP_STEPS, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / (steps - warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+    fall = round(FALL * steps)
+    progress = min(1, (step - warmup) / (fall - warmup))
+    return max(0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)), 0.01 + 0.48 * (1 - step / steps))
 
 
 def optimizers_of(model: LlamaForCausalLM) -> dict[str, torch.optim.Optimizer]:
