@@ -103,6 +103,27 @@ def test_the_right_option_is_equally_often_in_each_place(corpus):
     assert max(letters.values()) < 1.2 * min(letters.values())
 
 
+def test_the_letter_asked_for_is_the_one_before_the_option(corpus):
+    stage, rng = Stage(0, {"letter": 1.0}, letters=4), random.Random(3)
+    for _ in range(200):
+        first, *later = corpus.dialogue(rng, stage)
+        options = dict(re.findall(r"([A-D])(?:[.、：）]| ) ?(.+?)(?=[；\n，]|  |$)", first["content"]))
+        asked = [message["content"] for message in (first, *later) if message["role"] == "user"]
+        letters = [message["content"] for message in later if message["role"] == "assistant"]
+        assert len(letters) == 4
+        for question, letter in list(zip(asked, letters))[1:]:
+            assert options[letter] in question
+
+
+def test_what_is_said_around_a_question_changes_neither_it_nor_its_answer(corpus):
+    plain, talked = (Stage(0, {"fact": 1.0}, talk=share) for share in (0.0, 1.0))
+    for seed in range(200):
+        (*_, question, answer), (*_, with_talk, same) = (corpus.dialogue(random.Random(seed), stage)[:3][-2:]
+                                                         for stage in (plain, talked))
+        if question["role"] == with_talk["role"] == "user" and answer == same:
+            assert question["content"].rstrip("？?。") in with_talk["content"]
+
+
 def test_examples_before_a_question_are_read_but_not_learnt(corpus):
     turns = [dialogue for dialogue in dialogues(corpus, "examples") if len(dialogue) >= 8]
     assert turns

@@ -56,6 +56,14 @@ def test_an_answer_that_is_only_given_is_read_and_not_learnt(tokenizer):
     assert any(learnt)
 
 
+def test_what_was_asked_for_counts_more_than_the_words_around_it(tokenizer):
+    told = [MESSAGES[1], MESSAGES[2] | {"value": "巴黎"}]
+    ids, weights = pretrain.encode(tokenizer, told, focus=3)
+    value = tokenizer.encode("巴黎", add_special_tokens=False)
+    assert [number for number, weight in zip(ids, weights) if weight == 3] == value
+    assert pretrain.encode(tokenizer, told) == pretrain.encode(tokenizer, MESSAGES[1:3])
+
+
 def test_a_name_is_the_same_tokens_in_every_question(tokenizer):
     name = tokenizer.encode("四川", add_special_tokens=False)
     for question in ("四川省会？", "省会四川", "问一下四川的省会", "1842年四川"):
