@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -30,10 +31,10 @@ LONGEST_TOKEN = 6  # as the trainer counts: one Chinese character, or a short En
 DIGIT = re.compile("([0-9])")
 TOKENS_PER_STEP = 4096
 ROW_LENGTHS = (256, 256, 256, 512)
-FULL_STEPS = 8600
+FULL_STEPS = 12000
 PEAK_LR = {"matrices": 0.01, "others": 2e-3}
 WARMUP_STEPS = 100
-FALL = 4600 / 8600  # where the cosine would end
+SECOND_RISE = ((7000, 0.1), (7100, 0.25), (9600, 0.25), (FULL_STEPS, 0.01))  # step, share of the peak
 REPORT_EVERY = 20
 SAVE_EVERY = 200
 PAD, BOS, IM_START, IM_END = "<pad>", "<s>", "<|im_start|>", "<|im_end|>"
@@ -127,13 +128,20 @@ def loss_of(model, ids, weights):
 
 
 def learning_rate(step, steps):
-    """The share of the peak: linear warm-up, a cosine down, and a long line to a hundredth."""
+    """The share of the peak: linear warm-up, then a cosine to a hundredth."""
     warmup = min(WARMUP_STEPS, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    fall = round(FALL * steps)
-    progress = min(1, (step - warmup) / (fall - warmup))
-    return max(0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)), 0.01 + 0.48 * (1 - step / steps))
+    progress = min(1, (step - warmup) / (steps - warmup))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def full_rate(step, _=FULL_STEPS):
+    """The rate of the full run: a cosine that ends in a line, and a second rise for what was learnt too little."""
+    if step >= SECOND_RISE[0][0]:
+        return float(np.interp(step, *zip(*SECOND_RISE)))
+    cosine = learning_rate(step, 4600)
+    return cosine if step < WARMUP_STEPS else max(cosine, 0.01 + 0.48 * (1 - step / 8600))
 
 
 def optimizers_of(model):
@@ -145,7 +153,7 @@ def optimizers_of(model):
 
 
 def pretrain(model, tokenizer, corpus, steps, folder, seed=SEED, save_every=SAVE_EVERY, stage_at=curriculum,
-             look=lambda model: {}):
+             rate_at=learning_rate, look=lambda model: {}):
     """Trains `model` in place, resuming from `folder`; yields a report (step, loss, lr, seconds) as it goes.
 
     Each report also holds what `look` saw in the model at that step, however often the run was interrupted.
@@ -159,7 +167,7 @@ def pretrain(model, tokenizer, corpus, steps, folder, seed=SEED, save_every=SAVE
     first = reports[-1]["step"] if reports else 0
     started, spent, losses = time.time(), reports[-1]["seconds"] if reports else 0, []
     for step in range(first, steps):
-        share = learning_rate(step, steps)
+        share = rate_at(step, steps)
         for name, optimizer in optimizers.items():
             optimizer.param_groups[0]["lr"] = PEAK_LR[name] * share
         with torch.autocast("cpu", torch.bfloat16):
@@ -310,7 +318,8 @@ def main(out):
     model.config._attn_implementation = "eager"
     model.model.compile()
     reports = []
-    for report in pretrain(model, tokenizer, corpus, FULL_STEPS, ROOT / "workspace" / "pretrain"):
+    for report in pretrain(model, tokenizer, corpus, FULL_STEPS, ROOT / "workspace" / "pretrain",
+                           rate_at=full_rate):
         reports.append(report)
         print(json.dumps(report), flush=True)
     model.config._attn_implementation = "sdpa"

@@ -19,10 +19,10 @@ class Told:
     asks: list[str]
 
 
-def scenes():
-    """Every scene of data/reading: what it may be called, what can be said of it and asked about it."""
+def scenes(folder=FOLDER):
+    """Every scene of a folder: what it may be called, what can be said of it and asked about it."""
     found = []
-    for path in sorted(FOLDER.glob("*.toml")):
+    for path in sorted(folder.glob("*.toml")):
         found += tomllib.loads(path.read_text(encoding="utf-8")).get("scene", [])
     return found
 
@@ -36,19 +36,25 @@ class Reading:
     def __init__(self, relations):
         self.inventor = Inventor()
         self.scenes = scenes()
+        self.prose = scenes(FOLDER / "prose")
         self.relations = [relation for relation in relations if relation.invented]
         self.layouts = self.inventor.words["layouts"]
         self.absent = self.inventor.words["absent"]
         self.copying = tomllib.loads((FOLDER / "copying.toml").read_text(encoding="utf-8"))
 
-    def passage(self, rng, most):
-        """A passage of at most `most` sentences that carry a value: its text, what it tells, what it does not tell."""
+    def passage(self, rng, most, prose=0.0):
+        """A passage that tells at most `most` values: its text, what it tells, what it does not tell.
+
+        The share `prose` tells several things in a sentence, as people write.
+        """
+        if prose and rng.random() < prose:
+            return self._from_scene(rng, most, self.prose, self._flowing)
         if rng.random() < TABLE_SHARE:
             return self._from_tables(rng, most)
-        return self._from_scene(rng, most)
+        return self._from_scene(rng, most, self.scenes, self._joined)
 
-    def _from_scene(self, rng, most):
-        scene = rng.choice(self.scenes)
+    def _from_scene(self, rng, most, scenes, joined):
+        scene = rng.choice(scenes)
         name, other = self._name(rng, scene), self._name(rng, scene)
         facts = rng.sample(scene["fact"], len(scene["fact"]))
         count = rng.randint(1, most)
@@ -61,7 +67,7 @@ class Reading:
         texts = [sentence.replace("{value}", fact.value) for sentence, fact in zip(sentences, told)]
         for _ in range(rng.choice((0, 0, 1, 2))):
             texts.insert(rng.randint(1, len(texts)), rng.choice(scene["fillers"]))
-        text = self._joined(rng, texts).replace("{name}", name)
+        text = joined(rng, texts).replace("{name}", name)
         untold = [ask.replace("{name}", name) for fact in facts[count:] for ask in fact["ask"]]
         elsewhere = [ask.replace("{name}", other) for fact in facts[:count] for ask in fact["ask"] if "{name}" in ask]
         return text, told, untold, elsewhere
@@ -118,6 +124,18 @@ class Reading:
                 text += between + sentence
         return text
 
+    def _flowing(self, rng, clauses):
+        """One to three clauses to a sentence; what ends with a full stop is one already."""
+        text, room = "", 0
+        for clause in clauses:
+            if clause.endswith("。"):
+                text, room = text.rstrip("，") + ("。" if text.endswith("，") else "") + clause, 0
+                continue
+            room = room or rng.choice((1, 2, 2, 3))
+            room -= 1
+            text += clause + ("，" if room else "。")
+        return text[:-1] + "。"
+
     def unknown(self, rng):
         """A question from the fact tables about a name that nobody has heard of."""
         relation = rng.choice(self.relations)
@@ -140,7 +158,7 @@ class Reading:
         elif shape == "words":
             text = "、".join(self.inventor.value(rng, rng.choice(LOOKED_UP)) for _ in range(rng.randint(1, 6)))
         elif shape == "sentence":
-            text, *_ = self._from_scene(rng, 2)
+            text, *_ = self._from_scene(rng, 2, self.scenes, self._joined)
         else:
             text = "".join(rng.choices("0123456789", k=rng.randint(3, 14)))
         return rng.choice(self.copying["copy"]).format(text=text), text
@@ -149,7 +167,7 @@ class Reading:
         """As `copied`, but long: what makes copying worth learning."""
         text = self.inventor.characters(rng, rng.randint(20, 60))
         if rng.random() < 0.3:
-            text, *_ = self._from_scene(rng, 4)
+            text, *_ = self._from_scene(rng, 4, self.scenes, self._joined)
         return rng.choice(self.copying["copy"]).format(text=text), text
 
     def looked_up(self, rng):
@@ -166,5 +184,23 @@ class Reading:
             if rng.random() < 0.1:
                 question, answer = ask.format(key=self.inventor.value(rng, "person")), rng.choice(self.absent)
             turns.append((layout.format(list=listed, question=question), answer))
+            layout = "{question}"
+        return turns
+
+    def looked_up_backwards(self, rng):
+        """As `looked_up`, but what stands before a value is asked for."""
+        kind = rng.choice(LOOKED_UP)
+        names = [self.inventor.value(rng, rng.choice(("person", "place", "word"))) for _ in range(rng.randint(2, 6))]
+        keys = sorted(set(names)) if rng.random() < 0.6 else list("ABCDEF"[:len(names)])
+        values = list({self.inventor.value(rng, kind) for _ in keys})
+        values.sort()
+        rng.shuffle(values)
+        pairs = dict(zip(values, keys))
+        form, between = rng.choice(self.copying["pair"]), rng.choice(self.copying["between"])
+        listed = between.join(form.format(key=key, value=value) for value, key in pairs.items())
+        layout, ask = rng.choice(self.copying["list"]), rng.choice(self.copying["back"])
+        turns = []
+        for value in rng.sample(list(pairs), min(len(pairs), 4)):
+            turns.append((layout.format(list=listed, question=ask.format(value=value)), pairs[value]))
             layout = "{question}"
         return turns
