@@ -83,7 +83,7 @@ CURRICULUM = (
     Stage(7000, {"fact": 0.28, "back": 0.22, "reading": 0.14, "sum": 0.07, "poem": 0.03, "identity": 0.06,
                  "greeting": 0.04, "refusal": 0.02, "unheard": 0.01, "choice": 0.03, "letter": 0.08, "examples": 0.02},
           sentences=6, questions=(2, 3, 4), letters=4, talk=0.2, favour=0.5, focus=3.0),
-    Stage(7800, {"fact": 0.34, "back": 0.03, "reading": 0.24, "sum": 0.07, "poem": 0.04, "identity": 0.06,
+    Stage(7600, {"fact": 0.34, "back": 0.03, "reading": 0.24, "sum": 0.07, "poem": 0.04, "identity": 0.06,
                  "greeting": 0.05, "refusal": 0.02, "unheard": 0.01, "everyday": 0.02, "choice": 0.07, "letter": 0.04,
                  "examples": 0.01}, sentences=6, prose=0.6, questions=(2, 3, 4), letters=4, talk=0.2, favour=0.5,
           focus=3.0),
