@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from helpers.ask import models
 from helpers.judge import compare, strangers
 from helpers.judge.shares import Share
@@ -15,6 +17,8 @@ from helpers.machine.profile import ROOT
 from helpers.train import pretrain
 from tests import finetune
 
+FULL_STEPS = 10800
+SECOND_RISE = ((7000, 0.1), (7100, 0.25), (8800, 0.25), (FULL_STEPS, 0.01))  # step, share of the peak
 RUN = ROOT / "workspace" / "pretrain"
 EXAM_STYLE = "tells a fact in the exam's bare words, unasked"
 EXAM = "fine-tuned: exam questions held out"
@@ -67,6 +71,14 @@ Apache-2.0, as the rest of the course.
 """
 
 
+def full_rate(step: int, _: int = FULL_STEPS) -> float:
+    """The rate of the full run: a cosine that ends in a line, and a second rise for what was learnt too little."""
+    if step >= SECOND_RISE[0][0]:
+        return float(np.interp(step, *zip(*SECOND_RISE)))
+    cosine = pretrain.learning_rate(step, 4600)
+    return cosine if step < pretrain.WARMUP_STEPS else max(cosine, 0.01 + 0.48 * (1 - step / 8600))
+
+
 def write_card(model, corpus, reports, folder):
     """The model card, with the figures of the run that made the model and of what strangers asked it."""
     tuned = finetune.finetune(RUN / "finetuned", finetune.training_rows())[1]
@@ -108,7 +120,7 @@ def main(out):
     model.config._attn_implementation = "eager"
     model.model.compile()
     reports = []
-    for report in pretrain.pretrain(model, tokenizer, corpus, pretrain.FULL_STEPS, RUN):
+    for report in pretrain.pretrain(model, tokenizer, corpus, FULL_STEPS, RUN, rate_at=full_rate):
         reports.append(report)
         print(json.dumps(report), flush=True)
     model.config._attn_implementation = "sdpa"

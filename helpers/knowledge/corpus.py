@@ -41,7 +41,8 @@ EXAMPLES = 3
 class Stage:
     """A part of the training: its first step, what dialogues are about, how much a passage tells at most.
 
-    A passage is followed by so many `questions`, one of these numbers by chance, four options by `letters` of them.
+    The share `prose` of passages tells several things in a sentence. A passage is followed by so many `questions`, one
+    of these numbers by chance, four options by `letters` of them.
     `talk` is the share of questions with something said before or after them. `favour` is how much more a token of a
     short answer counts than one of a long answer, `focus` how many times more one that tells what was asked for.
     """
@@ -49,6 +50,7 @@ class Stage:
     first_step: int
     mixture: dict[str, float]
     sentences: int = 6
+    prose: float = 0.0
     questions: tuple[int, ...] = (1, 1, 2, 3)
     letters: int = 1
     talk: float = 0.0
@@ -78,9 +80,13 @@ CURRICULUM = (
                  "identity": 0.06, "greeting": 0.05, "refusal": 0.03, "unheard": 0.01, "everyday": 0.02,
                  "choice": 0.04, "letter": 0.08, "examples": 0.02}, sentences=6, questions=(3, 4, 5), letters=4,
           talk=0.25, favour=0.5, focus=3.0),
-    Stage(7000, {"fact": 0.40, "reading": 0.16, "sum": 0.10, "poem": 0.04, "verse": 0.01, "identity": 0.06,
-                 "greeting": 0.05, "refusal": 0.03, "unheard": 0.01, "everyday": 0.02, "choice": 0.08, "letter": 0.02,
-                 "examples": 0.02}, sentences=6, questions=(2, 3, 4), letters=4, talk=0.2, favour=0.5, focus=3.0),
+    Stage(7000, {"fact": 0.28, "back": 0.22, "reading": 0.14, "sum": 0.07, "poem": 0.03, "identity": 0.06,
+                 "greeting": 0.04, "refusal": 0.02, "unheard": 0.01, "choice": 0.03, "letter": 0.08, "examples": 0.02},
+          sentences=6, questions=(2, 3, 4), letters=4, talk=0.2, favour=0.5, focus=3.0),
+    Stage(7600, {"fact": 0.34, "back": 0.03, "reading": 0.24, "sum": 0.07, "poem": 0.04, "identity": 0.06,
+                 "greeting": 0.05, "refusal": 0.02, "unheard": 0.01, "everyday": 0.02, "choice": 0.07, "letter": 0.04,
+                 "examples": 0.01}, sentences=6, prose=0.6, questions=(2, 3, 4), letters=4, talk=0.2, favour=0.5,
+          focus=3.0),
 )
 
 
@@ -241,7 +247,8 @@ class Corpus:
         self.examples = _read_toml("examples.toml")
         self.longer = {"reading": self._passage_turns, "choice": self._choice_turns, "letter": self._letter_turns,
                        "examples": self._example_turns,
-                       "copy": self._copy_turns, "repeat": self._repeat_turns, "list": self._list_turns}
+                       "copy": self._copy_turns, "repeat": self._repeat_turns, "list": self._list_turns,
+                       "back": self._back_turns}
 
     def dialogue(self, rng: random.Random, stage: Stage = CURRICULUM[-1]) -> list[dict]:
         """One training dialogue as a list of messages; one marked "given" is read, not learnt."""
@@ -329,7 +336,7 @@ class Corpus:
 
     def _passage_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """A passage with one question about it, or several in turn."""
-        text, told, absent, elsewhere = self.reading.passage(rng, stage.sentences)
+        text, told, absent, elsewhere = self.reading.passage(rng, stage.sentences, stage.prose)
         layout = rng.choice(self.reading.layouts)
         turns = []
         for fact in rng.sample(told, min(len(told), rng.choice(stage.questions))):
@@ -347,6 +354,9 @@ class Corpus:
 
     def _list_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         return [_messages(question, answer) for question, answer in self.reading.looked_up(rng)]
+
+    def _back_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
+        return [_messages(question, answer) for question, answer in self.reading.looked_up_backwards(rng)]
 
     def _choice_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """A question with four options, to be answered by a letter, or by the option when nothing else is asked."""

@@ -1,7 +1,9 @@
 """Passages about things that exist nowhere, and questions that only their reader can answer."""
 import random
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from helpers.knowledge.facts import Relation
 from helpers.knowledge.invent import READING, Inventor
@@ -21,10 +23,10 @@ class Told:
     asks: list[str]
 
 
-def scenes() -> list[dict]:
-    """Every scene of data/reading: what it may be called, what can be said of it and asked about it."""
+def scenes(folder: Path = READING) -> list[dict]:
+    """Every scene of a folder: what it may be called, what can be said of it and asked about it."""
     found = []
-    for path in sorted(READING.glob("*.toml")):
+    for path in sorted(folder.glob("*.toml")):
         found += tomllib.loads(path.read_text(encoding="utf-8")).get("scene", [])
     return found
 
@@ -38,23 +40,28 @@ class Reading:
     def __init__(self, relations: list[Relation]):
         self.inventor = Inventor()
         self.scenes = scenes()
+        self.prose = scenes(READING / "prose")
         self.relations = [relation for relation in relations if relation.invented]
         self.layouts = self.inventor.words["layouts"]
         self.absent = self.inventor.words["absent"]
         self.copying = tomllib.loads((READING / "copying.toml").read_text(encoding="utf-8"))
 
-    def passage(self, rng: random.Random, most: int) -> tuple[str, list[Told], list[str], list[str]]:
-        """A passage of at most `most` sentences that carry a value.
+    def passage(self, rng: random.Random, most: int,
+                prose: float = 0.0) -> tuple[str, list[Told], list[str], list[str]]:
+        """A passage that tells at most `most` values.
 
-        Its text; what it tells; questions that it leaves open; and questions about somebody whom it does not name.
+        Its text; what it tells; questions that it leaves open; and questions about somebody whom it does not name. The
+        share `prose` tells several things in a sentence, as people write.
         """
+        if prose and rng.random() < prose:
+            return self._from_scene(rng, most, self.prose, self._flowing)
         if rng.random() < TABLE_SHARE:
             return self._from_tables(rng, most)
-        return self._from_scene(rng, most)
+        return self._from_scene(rng, most, self.scenes, self._joined)
 
-    def _from_scene(self, rng: random.Random, most: int) -> tuple[str, list[Told], list[str], list[str]]:
-        """A passage about one thing, of one sentence per value with some that fill it up."""
-        scene = rng.choice(self.scenes)
+    def _from_scene(self, rng: random.Random, most: int, scenes: list[dict],
+                    joined: Callable[[random.Random, list[str]], str]) -> tuple[str, list[Told], list[str], list[str]]:
+        scene = rng.choice(scenes)
         name, other = self._name(rng, scene), self._name(rng, scene)
         facts = rng.sample(scene["fact"], len(scene["fact"]))
         count = rng.randint(1, most)
@@ -67,7 +74,7 @@ class Reading:
         texts = [sentence.replace("{value}", fact.value) for sentence, fact in zip(sentences, told)]
         for _ in range(rng.choice((0, 0, 1, 2))):
             texts.insert(rng.randint(1, len(texts)), rng.choice(scene["fillers"]))
-        text = self._joined(rng, texts).replace("{name}", name)
+        text = joined(rng, texts).replace("{name}", name)
         untold = [ask.replace("{name}", name) for fact in facts[count:] for ask in fact["ask"]]
         elsewhere = [ask.replace("{name}", other) for fact in facts[:count] for ask in fact["ask"] if "{name}" in ask]
         return text, told, untold, elsewhere
@@ -129,6 +136,18 @@ class Reading:
                 text += between + sentence
         return text
 
+    def _flowing(self, rng: random.Random, clauses: list[str]) -> str:
+        """One to three clauses to a sentence; what ends with a full stop is one already."""
+        text, room = "", 0
+        for clause in clauses:
+            if clause.endswith("。"):
+                text, room = text.rstrip("，") + ("。" if text.endswith("，") else "") + clause, 0
+                continue
+            room = room or rng.choice((1, 2, 2, 3))
+            room -= 1
+            text += clause + ("，" if room else "。")
+        return text[:-1] + "。"
+
     def unknown(self, rng: random.Random) -> str:
         """A question from the fact tables about a name that nobody has heard of."""
         relation = rng.choice(self.relations)
@@ -151,7 +170,7 @@ class Reading:
         elif shape == "words":
             text = "、".join(self.inventor.value(rng, rng.choice(LOOKED_UP)) for _ in range(rng.randint(1, 6)))
         elif shape == "sentence":
-            text, *_ = self._from_scene(rng, 2)
+            text, *_ = self._from_scene(rng, 2, self.scenes, self._joined)
         else:
             text = "".join(rng.choices("0123456789", k=rng.randint(3, 14)))
         return rng.choice(self.copying["copy"]).format(text=text), text
@@ -160,7 +179,7 @@ class Reading:
         """As `copied`, but long: what makes copying worth learning."""
         text = self.inventor.characters(rng, rng.randint(20, 60))
         if rng.random() < 0.3:
-            text, *_ = self._from_scene(rng, 4)
+            text, *_ = self._from_scene(rng, 4, self.scenes, self._joined)
         return rng.choice(self.copying["copy"]).format(text=text), text
 
     def looked_up(self, rng: random.Random) -> list[tuple[str, str]]:
@@ -177,5 +196,23 @@ class Reading:
             if rng.random() < 0.1:
                 question, answer = ask.format(key=self.inventor.value(rng, "person")), rng.choice(self.absent)
             turns.append((layout.format(list=listed, question=question), answer))
+            layout = "{question}"
+        return turns
+
+    def looked_up_backwards(self, rng: random.Random) -> list[tuple[str, str]]:
+        """As `looked_up`, but what stands before a value is asked for."""
+        kind = rng.choice(LOOKED_UP)
+        names = [self.inventor.value(rng, rng.choice(("person", "place", "word"))) for _ in range(rng.randint(2, 6))]
+        keys = sorted(set(names)) if rng.random() < 0.6 else list("ABCDEF"[:len(names)])
+        values = list({self.inventor.value(rng, kind) for _ in keys})
+        values.sort()
+        rng.shuffle(values)
+        pairs = dict(zip(values, keys))
+        form, between = rng.choice(self.copying["pair"]), rng.choice(self.copying["between"])
+        listed = between.join(form.format(key=key, value=value) for value, key in pairs.items())
+        layout, ask = rng.choice(self.copying["list"]), rng.choice(self.copying["back"])
+        turns = []
+        for value in rng.sample(list(pairs), min(len(pairs), 4)):
+            turns.append((layout.format(list=listed, question=ask.format(value=value)), pairs[value]))
             layout = "{question}"
         return turns

@@ -26,10 +26,8 @@ LONGEST_TOKEN = 6  # as the trainer counts: one Chinese character, or a short En
 DIGIT = re.compile("([0-9])")
 TOKENS_PER_STEP = 4096
 ROW_LENGTHS = (256, 256, 256, 512)
-FULL_STEPS = 8600
 PEAK_LR = {"matrices": 0.01, "others": 2e-3}
 WARMUP_STEPS = 100
-FALL = 4600 / 8600  # where the cosine would end
 REPORT_EVERY = 20
 SAVE_EVERY = 200
 PAD, BOS, IM_START, IM_END = "<pad>", "<s>", "<|im_start|>", "<|im_end|>"
@@ -125,13 +123,12 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """The share of the peak: linear warm-up, a cosine down, and a long line to a hundredth."""
+    """The share of the peak: linear warm-up, then a cosine to a hundredth."""
     warmup = min(WARMUP_STEPS, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    fall = round(FALL * steps)
-    progress = min(1, (step - warmup) / (fall - warmup))
-    return max(0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)), 0.01 + 0.48 * (1 - step / steps))
+    progress = min(1, (step - warmup) / (steps - warmup))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def optimizers_of(model: LlamaForCausalLM) -> dict[str, torch.optim.Optimizer]:
@@ -145,6 +142,7 @@ def optimizers_of(model: LlamaForCausalLM) -> dict[str, torch.optim.Optimizer]:
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, steps: int,
              folder: str | Path, seed: int = SEED, save_every: int = SAVE_EVERY,
              stage_at: Callable[[int], Stage] = curriculum,
+             rate_at: Callable[[int, int], float] = learning_rate,
              look: Callable[[LlamaForCausalLM], dict] = lambda model: {}) -> Iterator[dict]:
     """Trains `model` in place, resuming from `folder`; yields a report (step, loss, lr, seconds) as it goes.
 
@@ -159,7 +157,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus
     first = reports[-1]["step"] if reports else 0
     started, spent, losses = time.time(), reports[-1]["seconds"] if reports else 0, []
     for step in range(first, steps):
-        share = learning_rate(step, steps)
+        share = rate_at(step, steps)
         for name, optimizer in optimizers.items():
             optimizer.param_groups[0]["lr"] = PEAK_LR[name] * share
         with torch.autocast("cpu", torch.bfloat16):
