@@ -33,9 +33,9 @@ def corpus():
     return Corpus()
 
 
-def dialogues(corpus, kind, count=500, sentences=6):
+def dialogues(corpus, kind, count=500, **stage):
     rng = random.Random(7)
-    return [corpus.dialogue(rng, Stage(0, {kind: 1.0}, sentences)) for _ in range(count)]
+    return [corpus.dialogue(rng, Stage(0, {kind: 1.0}, **stage)) for _ in range(count)]
 
 
 def test_hardly_a_turn_is_ungrammatical(corpus):
@@ -65,9 +65,10 @@ def test_a_name_has_no_say_in_the_punctuation(corpus):
     assert told.endswith("。")
 
 
-def test_a_passage_holds_the_answer_word_for_word_or_the_answer_says_that_it_does_not(corpus):
+@pytest.mark.parametrize("prose", [0.0, 1.0])
+def test_a_passage_holds_the_answer_word_for_word_or_the_answer_says_that_it_does_not(corpus, prose):
     absent = 0
-    for dialogue in dialogues(corpus, "reading"):
+    for dialogue in dialogues(corpus, "reading", prose=prose):
         messages = [message for message in dialogue if message["role"] != "system"]
         passage = messages[0]["content"]
         for answer in messages[1::2]:
@@ -82,6 +83,20 @@ def test_a_value_stands_only_once_in_what_a_passage_tells(corpus):
         _, told, *_ = corpus.reading.passage(rng, 6)
         values = [fact.value for fact in told if fact.sentences]
         assert len(set(values)) == len(values)
+
+
+def test_prose_tells_several_things_in_a_sentence_and_every_sentence_ends(corpus):
+    rng = random.Random(4)
+    passages = [corpus.reading.passage(rng, 6, prose=1.0)[0] for _ in range(300)]
+    assert all(re.fullmatch(r"([^，。]+，)*[^，。]+。", sentence) for text in passages
+               for sentence in re.findall("[^。]*。", text))
+    assert sum("，" in text for text in passages) > 150
+
+
+def test_a_list_is_asked_for_what_stands_before_a_value(corpus):
+    for dialogue in dialogues(corpus, "back", 300):
+        first, *turns = [message["content"] for message in dialogue if message["role"] != "system"]
+        assert all(answer in first for answer in turns[::2])
 
 
 def test_passages_are_about_names_that_no_table_knows(corpus):
@@ -107,12 +122,12 @@ def test_the_letter_asked_for_is_the_one_before_the_option(corpus):
     stage, rng = Stage(0, {"letter": 1.0}, letters=4), random.Random(3)
     for _ in range(200):
         first, *later = corpus.dialogue(rng, stage)
-        options = dict(re.findall(r"([A-D])(?:[.、：）]| ) ?(.+?)(?=[；\n，]|  |$)", first["content"]))
         asked = [message["content"] for message in (first, *later) if message["role"] == "user"]
         letters = [message["content"] for message in later if message["role"] == "assistant"]
         assert len(letters) == 4
-        for question, letter in list(zip(asked, letters))[1:]:
-            assert options[letter] in question
+        for question, letter in zip(asked, letters):
+            named = re.findall(rf"{letter}[.、：） ] ?(.+?)(?=[；\n，]|  |$)", first["content"])
+            assert any(option in question for option in named)
 
 
 def test_what_is_said_around_a_question_changes_neither_it_nor_its_answer(corpus):
@@ -121,7 +136,7 @@ def test_what_is_said_around_a_question_changes_neither_it_nor_its_answer(corpus
         (*_, question, answer), (*_, with_talk, same) = (corpus.dialogue(random.Random(seed), stage)[:3][-2:]
                                                          for stage in (plain, talked))
         if question["role"] == with_talk["role"] == "user" and answer == same:
-            assert question["content"].rstrip("？?。") in with_talk["content"]
+            assert question["content"].rstrip("？?。！") in with_talk["content"]
 
 
 def test_examples_before_a_question_are_read_but_not_learnt(corpus):
