@@ -119,14 +119,11 @@ def test_the_right_option_is_equally_often_in_each_place(corpus):
 
 
 def test_the_letter_asked_for_is_the_one_before_the_option(corpus):
-    stage, rng = Stage(0, {"letter": 1.0}, letters=4), random.Random(3)
-    for _ in range(200):
-        first, *later = corpus.dialogue(rng, stage)
-        asked = [message["content"] for message in (first, *later) if message["role"] == "user"]
-        letters = [message["content"] for message in later if message["role"] == "assistant"]
-        assert len(letters) == 4
-        for question, letter in zip(asked, letters):
-            named = re.findall(rf"{letter}[.、：） ] ?(.+?)(?=[；\n，]|  |$)", first["content"])
+    for dialogue in dialogues(corpus, "letter", 200, letters=4):
+        texts = [message["content"] for message in dialogue if message["role"] != "system"]
+        assert len(texts) == 8
+        for question, letter in zip(texts[::2], texts[1::2]):
+            named = re.findall(rf"{letter}[.、：） ] ?(.+?)(?=[；\n，]|  |$)", texts[0])
             assert any(option in question for option in named)
 
 
