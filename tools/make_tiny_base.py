@@ -17,8 +17,8 @@ from helpers.machine.profile import ROOT
 from helpers.train import pretrain
 from tests import finetune
 
-FULL_STEPS = 11800
-SECOND_RISE = ((7000, 0.1), (7100, 0.25), (9800, 0.25), (FULL_STEPS, 0.01))  # step, share of the peak
+FULL_STEPS = 10800
+SECOND_RISE = ((7000, 0.1), (7100, 0.25), (8800, 0.25), (FULL_STEPS, 0.01))  # step, share of the peak
 RUN = ROOT / "workspace" / "pretrain"
 EXAM_STYLE = "tells a fact in the exam's bare words, unasked"
 EXAM = "fine-tuned: exam questions held out"

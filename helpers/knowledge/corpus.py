@@ -53,7 +53,6 @@ class Stage:
     prose: float = 0.0
     questions: tuple[int, ...] = (1, 1, 2, 3)
     letters: int = 1
-    few: int = 2  # the fewest names in a list that is asked for what stands before a value
     talk: float = 0.0
     favour: float = 0.0
     focus: float = 1.0
@@ -88,14 +87,6 @@ CURRICULUM = (
                  "greeting": 0.05, "refusal": 0.02, "unheard": 0.01, "everyday": 0.02, "choice": 0.07, "letter": 0.04,
                  "examples": 0.01}, sentences=6, prose=0.6, questions=(2, 3, 4), letters=4, talk=0.2, favour=0.5,
           focus=3.0),
-    Stage(8800, {"fact": 0.30, "back": 0.06, "reading": 0.22, "sum": 0.05, "poem": 0.03, "identity": 0.05,
-                 "greeting": 0.03, "refusal": 0.02, "everyday": 0.01, "choice": 0.06, "letter": 0.06, "named": 0.10,
-                 "examples": 0.01}, sentences=6, prose=0.6, questions=(2, 3, 4), letters=4, few=1, talk=0.2,
-          favour=0.5, focus=3.0),
-    Stage(10400, {"fact": 0.36, "back": 0.01, "reading": 0.22, "sum": 0.07, "poem": 0.04, "identity": 0.06,
-                  "greeting": 0.05, "refusal": 0.02, "unheard": 0.01, "everyday": 0.01, "choice": 0.08, "letter": 0.03,
-                  "named": 0.03, "examples": 0.01}, sentences=6, prose=0.6, questions=(2, 3, 4), letters=4, few=1,
-          talk=0.2, favour=0.5, focus=3.0),
 )
 
 
@@ -255,7 +246,6 @@ class Corpus:
         self.choices = _read_toml("choices.toml")
         self.examples = _read_toml("examples.toml")
         self.longer = {"reading": self._passage_turns, "choice": self._choice_turns, "letter": self._letter_turns,
-                       "named": self._named_turns,
                        "examples": self._example_turns,
                        "copy": self._copy_turns, "repeat": self._repeat_turns, "list": self._list_turns,
                        "back": self._back_turns}
@@ -366,7 +356,7 @@ class Corpus:
         return [_messages(question, answer) for question, answer in self.reading.looked_up(rng)]
 
     def _back_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
-        return [_messages(question, answer) for question, answer in self.reading.looked_up_backwards(rng, stage.few)]
+        return [_messages(question, answer) for question, answer in self.reading.looked_up_backwards(rng)]
 
     def _choice_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """A question with four options, to be answered by a letter, or by the option when nothing else is asked."""
@@ -384,15 +374,6 @@ class Corpus:
                                    LETTERS[options.index(option)]))
         return turns
 
-    def _named_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
-        """A question with four options, answered by the option and then its letter: the way from one to the other."""
-        exchange, options = self._options(rng)
-        question = self._ended(rng, rng.choice(exchange.ask))
-        asked = self._listed(rng, question, options, rng.choice(self.choices["both"]))
-        letter = LETTERS[options.index(exchange.terse)]
-        answer = rng.choice(self.choices["named"]).format(option=exchange.terse, letter=letter)
-        return [_messages(asked, answer, letter)]
-
     def _options(self, rng: random.Random) -> tuple[Exchange, list[str]]:
         """An exchange, and four options for its answer."""
         kind = rng.choices(("fact", "sum"), (85, 15))[0]
@@ -407,19 +388,13 @@ class Corpus:
                 letter_share: float) -> list[dict]:
         """A question with its options in one of the layouts; `letter_share` is how often only the letter is wanted."""
         layout = rng.choice(self.choices["layouts"])
-        by_letter = rng.random() < letter_share
-        request = rng.choice(self.choices["letter" if by_letter else "option"])
-        asked = self._listed(rng, question, options, request, layout)
-        letter = LETTERS[options.index(right)]
-        return _messages(asked, letter if by_letter else f"{letter}. {right}")
-
-    def _listed(self, rng: random.Random, question: str, options: list[str], request: str,
-                layout: dict[str, str] | None = None) -> str:
-        """A question with its options, each behind its letter, and how it is to be answered."""
-        layout = layout or rng.choice(self.choices["layouts"])
         listed = layout["between"].join(layout["option"].format(letter=letter, option=option)
                                         for letter, option in zip(LETTERS, options))
-        return rng.choice(self.choices["order"]).format(question=question, options=listed, request=request).strip()
+        by_letter = rng.random() < letter_share
+        request = rng.choice(self.choices["letter" if by_letter else "option"])
+        asked = rng.choice(self.choices["order"]).format(question=question, options=listed, request=request)
+        letter = LETTERS[options.index(right)]
+        return _messages(asked.strip(), letter if by_letter else f"{letter}. {right}")
 
     def _example_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """Questions answered in one style, then one more: the answer keeps to the style of the examples."""

@@ -199,11 +199,10 @@ class Reading:
             layout = "{question}"
         return turns
 
-    def looked_up_backwards(self, rng: random.Random, fewest: int = 2) -> list[tuple[str, str]]:
+    def looked_up_backwards(self, rng: random.Random) -> list[tuple[str, str]]:
         """As `looked_up`, but what stands before a value is asked for."""
         kind = rng.choice(LOOKED_UP)
-        names = [self.inventor.value(rng, rng.choice(("person", "place", "word")))
-                 for _ in range(rng.randint(fewest, 6))]
+        names = [self.inventor.value(rng, rng.choice(("person", "place", "word"))) for _ in range(rng.randint(2, 6))]
         keys = sorted(set(names)) if rng.random() < 0.6 else list("ABCDEF"[:len(names)])
         values = list({self.inventor.value(rng, kind) for _ in keys})
         values.sort()
