@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from helpers import profile
+from helpers.machine import profile
 
 
 def test_without_a_gpu_the_course_runs_on_the_cpu_with_its_own_model(monkeypatch):
@@ -82,7 +82,7 @@ def test_without_a_path_the_systems_programs_are_found_and_nothing_in_the_curren
 
 
 def test_a_bad_override_stops_the_run_before_anything_starts():
-    done = subprocess.run([sys.executable, "-m", "helpers.lessons"], cwd=profile.ROOT, capture_output=True, text=True,
-                          env={**profile.environment(), "COURSE_PROFILE": "tpu"}, check=False)
+    done = subprocess.run([sys.executable, "-m", "helpers.machine.lessons"], cwd=profile.ROOT, text=True,
+                          capture_output=True, env={**profile.environment(), "COURSE_PROFILE": "tpu"}, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("[FAIL] COURSE_PROFILE=tpu")

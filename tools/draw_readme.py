@@ -7,8 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from helpers import compare, profile
-from helpers.charts import before_after_chart, course_map, use_chinese_font
+from helpers.judge import compare
+from helpers.machine import profile
+from helpers.machine.charts import before_after_chart, course_map, use_chinese_font
 from tests import figures, finetune
 
 FIGURES = profile.ROOT / "assets" / "figures"
