@@ -33,6 +33,7 @@ TWO_OF = re.compile(r"(?<!十)二(?=[个只本块颗辆枝支页岁元人张条�
 POLITE_KINDS = {"fact", "sum", "poem", "verse"}
 CHATTY_KINDS = {"fact", "sum"}
 TALKED_AROUND = {"fact", "sum", "poem", "verse", "identity", "refusal", "unheard"}
+UNREAD = ("fact", "cloze", "courtesy", "self")  # by the tokenizer: told by others, or written after it
 LETTERS = "ABCD"
 EXAMPLES = 3
 
@@ -41,8 +42,9 @@ EXAMPLES = 3
 class Stage:
     """A part of the training: its first step, what dialogues are about, how much a passage tells at most.
 
-    The share `prose` of passages tells several things in a sentence. A passage is followed by so many `questions`, one
-    of these numbers by chance, four options by `letters` of them.
+    The share `written` of passages was written as a whole; of the others the share `prose` tells several things in a
+    sentence. A passage is followed by so many `questions`, one of these numbers by chance, four options by `letters` of
+    them; a list to be looked up backwards names `few` things at least.
     `talk` is the share of questions with something said before or after them. `favour` is how much more a token of a
     short answer counts than one of a long answer, `focus` how many times more one that tells what was asked for.
     """
@@ -51,8 +53,10 @@ class Stage:
     mixture: dict[str, float]
     sentences: int = 6
     prose: float = 0.0
+    written: float = 0.0
     questions: tuple[int, ...] = (1, 1, 2, 3)
     letters: int = 1
+    few: int = 2
     talk: float = 0.0
     favour: float = 0.0
     focus: float = 1.0
@@ -87,6 +91,21 @@ CURRICULUM = (
                  "greeting": 0.05, "refusal": 0.02, "unheard": 0.01, "everyday": 0.02, "choice": 0.07, "letter": 0.04,
                  "examples": 0.01}, sentences=6, prose=0.6, questions=(2, 3, 4), letters=4, talk=0.2, favour=0.5,
           focus=3.0),
+    Stage(10800, {"fact": 0.22, "named": 0.22, "letter": 0.08, "back": 0.06, "reading": 0.22, "choice": 0.05,
+                  "sum": 0.04, "poem": 0.03, "identity": 0.04, "greeting": 0.03, "examples": 0.01}, sentences=6,
+          prose=0.6, questions=(2, 3, 4), letters=4, few=1, talk=0.2, favour=0.5, focus=3.0),
+    Stage(11100, {"fact": 0.20, "labelled": 0.34, "named": 0.05, "letter": 0.03, "reading": 0.20, "choice": 0.02,
+                  "sum": 0.03, "poem": 0.03, "identity": 0.02, "self": 0.02, "greeting": 0.01, "courtesy": 0.03,
+                  "refusal": 0.01, "examples": 0.01}, sentences=6, prose=0.6, questions=(2, 3, 4), letters=4, few=1,
+          talk=0.2, favour=0.5, focus=3.0),
+    Stage(11400, {"fact": 0.25, "labelled": 0.14, "named": 0.05, "letter": 0.03, "reading": 0.25, "choice": 0.03,
+                  "sum": 0.05, "poem": 0.04, "identity": 0.02, "self": 0.03, "greeting": 0.02, "courtesy": 0.04,
+                  "refusal": 0.02, "unheard": 0.01, "everyday": 0.01, "examples": 0.01}, sentences=6, prose=0.6,
+          written=0.6, questions=(2, 3, 4), letters=4, few=1, talk=0.2, favour=0.5, focus=3.0),
+    Stage(12300, {"fact": 0.33, "labelled": 0.03, "named": 0.02, "letter": 0.02, "reading": 0.26, "choice": 0.04,
+                  "sum": 0.07, "poem": 0.05, "identity": 0.03, "self": 0.03, "greeting": 0.03, "courtesy": 0.03,
+                  "refusal": 0.02, "unheard": 0.01, "everyday": 0.01, "examples": 0.02}, sentences=6, prose=0.6,
+          written=0.6, questions=(2, 3, 4), letters=4, few=1, talk=0.2, favour=0.5, focus=3.0),
 )
 
 
@@ -236,6 +255,8 @@ class Corpus:
             "greeting": written_exchanges("greeting", "greetings.toml"),
             "refusal": written_exchanges("refusal", "refusals.toml"),
             "everyday": written_exchanges("everyday", "everyday.toml"),
+            "courtesy": written_exchanges("greeting", "more/greetings.toml"),
+            "self": written_exchanges("identity", "more/identity.toml"),
         }
         # These files have few exchanges with many ways of asking: every way counts the same.
         self.weights = {kind: [len(e.ask) for e in exchanges] if kind in ("identity", "refusal") else None
@@ -246,9 +267,10 @@ class Corpus:
         self.choices = _read_toml("choices.toml")
         self.examples = _read_toml("examples.toml")
         self.longer = {"reading": self._passage_turns, "choice": self._choice_turns, "letter": self._letter_turns,
+                       "named": self._named_turns,
                        "examples": self._example_turns,
                        "copy": self._copy_turns, "repeat": self._repeat_turns, "list": self._list_turns,
-                       "back": self._back_turns}
+                       "back": self._back_turns, "labelled": self._labelled_turns}
 
     def dialogue(self, rng: random.Random, stage: Stage = CURRICULUM[-1]) -> list[dict]:
         """One training dialogue as a list of messages; one marked "given" is read, not learnt."""
@@ -336,7 +358,7 @@ class Corpus:
 
     def _passage_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """A passage with one question about it, or several in turn."""
-        text, told, absent, elsewhere = self.reading.passage(rng, stage.sentences, stage.prose)
+        text, told, absent, elsewhere = self.reading.passage(rng, stage.sentences, stage.prose, stage.written)
         layout = rng.choice(self.reading.layouts)
         turns = []
         for fact in rng.sample(told, min(len(told), rng.choice(stage.questions))):
@@ -356,7 +378,10 @@ class Corpus:
         return [_messages(question, answer) for question, answer in self.reading.looked_up(rng)]
 
     def _back_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
-        return [_messages(question, answer) for question, answer in self.reading.looked_up_backwards(rng)]
+        return [_messages(question, answer) for question, answer in self.reading.looked_up_backwards(rng, stage.few)]
+
+    def _labelled_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
+        return [_messages(*self.reading.labelled(rng))]
 
     def _choice_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """A question with four options, to be answered by a letter, or by the option when nothing else is asked."""
@@ -374,6 +399,19 @@ class Corpus:
                                    LETTERS[options.index(option)]))
         return turns
 
+    def _named_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
+        """A question with four options, answered by the option and then its letter: the way from one to the other."""
+        exchange, options = self._options(rng)
+        asked = self._listed(rng, self._ended(rng, rng.choice(exchange.ask)), options, self.choices["both"])
+        form = rng.choice(self.choices["named"])
+        others = rng.sample(options, stage.letters - 1)
+        questions = [asked] + [rng.choice(self.choices["which"]).format(option=option) for option in others]
+        turns = []
+        for question, option in zip(questions, [exchange.terse, *others]):
+            letter = LETTERS[options.index(option)]
+            turns.append(_messages(question, form.format(option=option, letter=letter), letter))
+        return turns
+
     def _options(self, rng: random.Random) -> tuple[Exchange, list[str]]:
         """An exchange, and four options for its answer."""
         kind = rng.choices(("fact", "sum"), (85, 15))[0]
@@ -388,13 +426,19 @@ class Corpus:
                 letter_share: float) -> list[dict]:
         """A question with its options in one of the layouts; `letter_share` is how often only the letter is wanted."""
         layout = rng.choice(self.choices["layouts"])
+        by_letter = rng.random() < letter_share
+        asked = self._listed(rng, question, options, self.choices["letter" if by_letter else "option"], layout)
+        letter = LETTERS[options.index(right)]
+        return _messages(asked, letter if by_letter else f"{letter}. {right}")
+
+    def _listed(self, rng: random.Random, question: str, options: list[str], requests: list[str],
+                layout: dict | None = None) -> str:
+        """A question with its options, each behind its letter, and how it is to be answered."""
+        layout = layout or rng.choice(self.choices["layouts"])
         listed = layout["between"].join(layout["option"].format(letter=letter, option=option)
                                         for letter, option in zip(LETTERS, options))
-        by_letter = rng.random() < letter_share
-        request = rng.choice(self.choices["letter" if by_letter else "option"])
-        asked = rng.choice(self.choices["order"]).format(question=question, options=listed, request=request)
-        letter = LETTERS[options.index(right)]
-        return _messages(asked.strip(), letter if by_letter else f"{letter}. {right}")
+        request = rng.choice(requests)
+        return rng.choice(self.choices["order"]).format(question=question, options=listed, request=request).strip()
 
     def _example_turns(self, rng: random.Random, stage: Stage) -> list[list[dict]]:
         """Questions answered in one style, then one more: the answer keeps to the style of the examples."""
@@ -426,7 +470,7 @@ class Corpus:
         for relation in self.relations:
             texts.update(*relation.facts)
             texts.update(*(PLACEHOLDER.split(form) for form in relation.ask + relation.say))
-        for exchange in chain.from_iterable(es for kind, es in self.exchanges.items() if kind not in ("fact", "cloze")):
+        for exchange in chain.from_iterable(es for kind, es in self.exchanges.items() if kind not in UNREAD):
             texts.update(*map(PLACEHOLDER.split, exchange.ask + exchange.say))
         for scene in self.reading.scenes:
             for fact in scene["fact"]:

@@ -1,5 +1,6 @@
 """Passages about things that exist nowhere, and questions that only their reader can answer."""
 import random
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ ABSENT_SHARE = 0.3  # of questions that the passage does not answer
 OTHER_NAME_SHARE = 0.25  # of these: about somebody else than the passage
 TABLE_SHARE = 0.4  # of passages made from the fact tables' sentences instead of a scene
 JOIN_SHARE = 0.15
+LABELS = "ABCDEFGHJKLMNPQRSTUVWXYZ123456789"
+LEFT_OUT_SHARE = 0.3  # of written passages
+SENTENCE = re.compile("[^。！？]*[。！？”]*")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,14 @@ def scenes(folder: Path = READING) -> list[dict]:
     return found
 
 
+def written(folder: Path = READING / "written") -> list[dict]:
+    """Every passage that was written as a whole: its text with slots, what may stand in them and be asked about."""
+    found = []
+    for path in sorted(folder.glob("*.toml")):
+        found += tomllib.loads(path.read_text(encoding="utf-8"))["text"]
+    return found
+
+
 LOOKED_UP = ("person", "place", "word", "year", "price", "date", "clock", "color", "code", "food", "job", "phone")
 
 
@@ -41,18 +53,22 @@ class Reading:
         self.inventor = Inventor()
         self.scenes = scenes()
         self.prose = scenes(READING / "prose")
+        self.written = written()
         self.relations = [relation for relation in relations if relation.invented]
         self.layouts = self.inventor.words["layouts"]
         self.absent = self.inventor.words["absent"]
         self.copying = tomllib.loads((READING / "copying.toml").read_text(encoding="utf-8"))
 
-    def passage(self, rng: random.Random, most: int,
-                prose: float = 0.0) -> tuple[str, list[Told], list[str], list[str]]:
+    def passage(self, rng: random.Random, most: int, prose: float = 0.0,
+                written: float = 0.0) -> tuple[str, list[Told], list[str], list[str]]:
         """A passage that tells at most `most` values.
 
         Its text; what it tells; questions that it leaves open; and questions about somebody whom it does not name. The
-        share `prose` tells several things in a sentence, as people write.
+        share `written` was written as a whole, however much it tells; of the others the share `prose` tells several
+        things in a sentence, as people write.
         """
+        if written and rng.random() < written:
+            return self._as_written(rng)
         if prose and rng.random() < prose:
             return self._from_scene(rng, most, self.prose, self._flowing)
         if rng.random() < TABLE_SHARE:
@@ -95,6 +111,34 @@ class Reading:
         stranger, _ = self._fact(rng, few[0])
         absent = [ask.format(subject=stranger) for ask in few[0].ask]
         return self._joined(rng, texts), told, absent, absent
+
+    def _as_written(self, rng: random.Random) -> tuple[str, list[Told], list[str], list[str]]:
+        """A passage that somebody wrote, with other names and values; now and then a sentence is left out."""
+        written = rng.choice(self.written)
+        values = {}
+        for slot, kind in written["slots"].items():
+            values[slot] = self._slot(rng, kind, set(values.values()))
+        sentences = SENTENCE.findall(written["text"])
+        left_out = ""
+        if len(sentences) > 2 and rng.random() < LEFT_OUT_SHARE:
+            left_out = sentences.pop(rng.randrange(1, len(sentences)))
+        text = "".join(sentences).format(**values)
+        told, untold = [], [ask.format(**values) for ask in written["absent"]]
+        for slot, asks in written["ask"].items():
+            asks = [ask.format(**values) for ask in asks]
+            if f"{{{slot}}}" in left_out:
+                untold += asks
+            else:
+                told.append(Told([], values[slot], asks))
+        return text, told, untold, []
+
+    def _slot(self, rng: random.Random, kind: str | list[str], taken: set[str]) -> str:
+        """A value that nothing else in the passage has, of a kind, with a unit, or one of a list."""
+        name, _, unit = kind.partition(" ") if isinstance(kind, str) else ("", "", "")
+        while True:
+            value = self.inventor.value(rng, name, unit) if name else self.inventor.fill(rng, rng.choice(kind))
+            if value not in taken:
+                return value
 
     def _name(self, rng: random.Random, scene: dict) -> str:
         form = rng.choice(scene["names"])
@@ -199,10 +243,11 @@ class Reading:
             layout = "{question}"
         return turns
 
-    def looked_up_backwards(self, rng: random.Random) -> list[tuple[str, str]]:
+    def looked_up_backwards(self, rng: random.Random, fewest: int = 2) -> list[tuple[str, str]]:
         """As `looked_up`, but what stands before a value is asked for."""
         kind = rng.choice(LOOKED_UP)
-        names = [self.inventor.value(rng, rng.choice(("person", "place", "word"))) for _ in range(rng.randint(2, 6))]
+        names = [self.inventor.value(rng, rng.choice(("person", "place", "word")))
+                 for _ in range(rng.randint(fewest, 6))]
         keys = sorted(set(names)) if rng.random() < 0.6 else list("ABCDEF"[:len(names)])
         values = list({self.inventor.value(rng, kind) for _ in keys})
         values.sort()
@@ -216,3 +261,19 @@ class Reading:
             turns.append((layout.format(list=listed, question=ask.format(value=value)), pairs[value]))
             layout = "{question}"
         return turns
+
+    def labelled(self, rng: random.Random) -> tuple[str, str]:
+        """A list, and its entries named again in another order, each with the label that stood before it."""
+        count = rng.randint(2, 8)
+        kind = rng.choice(("character", "characters", *LOOKED_UP))
+        entries = [self.inventor.characters(rng, 1 if kind == "character" else rng.randint(1, 3)) if
+                   kind.startswith("character") else self.inventor.value(rng, kind) for _ in range(count)]
+        entries = list(dict.fromkeys(entries))
+        labels = rng.choice(("ABCDEFGH", "".join(rng.sample(LABELS, count)), self.inventor.characters(rng, count)))
+        form, after = rng.choice(self.copying["labels"]), rng.choice(self.copying["label_after"])
+        between = rng.choice(self.copying["between"])
+        label_of = dict(zip(entries, labels))
+        listed = between.join(form.format(label=label, entry=entry) for entry, label in label_of.items())
+        asked = rng.sample(entries, rng.randint(1, len(entries)))
+        question = rng.choice(self.copying["labelled"]).format(list=listed, asked="、".join(asked))
+        return question, "，".join(after.format(label=label_of[entry], entry=entry) for entry in asked)
