@@ -65,10 +65,10 @@ def test_a_name_has_no_say_in_the_punctuation(corpus):
     assert told.endswith("。")
 
 
-@pytest.mark.parametrize("prose", [0.0, 1.0])
-def test_a_passage_holds_the_answer_word_for_word_or_the_answer_says_that_it_does_not(corpus, prose):
+@pytest.mark.parametrize("share", [{}, {"prose": 1.0}, {"written": 1.0}], ids=str)
+def test_a_passage_holds_the_answer_word_for_word_or_the_answer_says_that_it_does_not(corpus, share):
     absent = 0
-    for dialogue in dialogues(corpus, "reading", prose=prose):
+    for dialogue in dialogues(corpus, "reading", **share):
         messages = [message for message in dialogue if message["role"] != "system"]
         passage = messages[0]["content"]
         for answer in messages[1::2]:
@@ -91,6 +91,31 @@ def test_prose_tells_several_things_in_a_sentence_and_every_sentence_ends(corpus
     assert all(re.fullmatch(r"([^，。]+，)*[^，。]+。", sentence) for text in passages
                for sentence in re.findall("[^。]*。", text))
     assert sum("，" in text for text in passages) > 150
+
+
+def test_a_written_passage_answers_each_of_its_questions_once_and_no_question_tells_its_answer(corpus):
+    for passage in corpus.reading.written:
+        for slot, asks in passage["ask"].items():
+            assert passage["text"].count(f"{{{slot}}}") == 1
+            assert len(set(asks)) >= 4
+            assert not any(f"{{{slot}}}" in ask for ask in asks)
+
+
+def test_what_is_left_out_of_a_written_passage_is_not_in_it(corpus):
+    rng, left_out = random.Random(6), 0
+    for _ in range(300):
+        text, told, untold, _ = corpus.reading.passage(rng, 6, written=1.0)
+        assert all(fact.value in text for fact in told)
+        left_out += len(untold) > 7
+    assert 50 < left_out < 150
+
+
+def test_entries_are_named_with_the_label_that_stood_before_them(corpus):
+    for dialogue in dialogues(corpus, "labelled", 200):
+        question, answer = [message["content"] for message in dialogue if message["role"] != "system"]
+        for named in answer.split("，"):
+            entry, label = re.fullmatch("(.+?)[：（是]?(.)）?", named).groups()
+            assert re.search(rf"{re.escape(label)}[ .、：）是]?\s?{re.escape(entry)}", question)
 
 
 def test_a_list_is_asked_for_what_stands_before_a_value(corpus):

@@ -17,8 +17,9 @@ from helpers.machine.profile import ROOT
 from helpers.train import pretrain
 from tests import finetune
 
-FULL_STEPS = 10800
-SECOND_RISE = ((7000, 0.1), (7100, 0.25), (8800, 0.25), (FULL_STEPS, 0.01))  # step, share of the peak
+FULL_STEPS = 13000
+# After a first decay the rate rises twice more, for what had been learnt too little: step, share of the peak.
+RISES = ((7000, 0.1), (7100, 0.25), (8800, 0.25), (10800, 0.01), (10860, 0.25), (12300, 0.25), (FULL_STEPS, 0.01))
 RUN = ROOT / "workspace" / "pretrain"
 EXAM_STYLE = "tells a fact in the exam's bare words, unasked"
 EXAM = "fine-tuned: exam questions held out"
@@ -72,9 +73,9 @@ Apache-2.0, as the rest of the course.
 
 
 def full_rate(step: int, _: int = FULL_STEPS) -> float:
-    """The rate of the full run: a cosine that ends in a line, and a second rise for what was learnt too little."""
-    if step >= SECOND_RISE[0][0]:
-        return float(np.interp(step, *zip(*SECOND_RISE)))
+    """The rate of the full run: a cosine that ends in a line, and then what `RISES` says."""
+    if step >= RISES[0][0]:
+        return float(np.interp(step, *zip(*RISES)))
     cosine = pretrain.learning_rate(step, 4600)
     return cosine if step < pretrain.WARMUP_STEPS else max(cosine, 0.01 + 0.48 * (1 - step / 8600))
 
