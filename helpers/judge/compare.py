@@ -92,8 +92,13 @@ def is_right(question: Question, answer: str) -> bool:
 
 
 def has_answer(question: Question, answer: str) -> bool:
-    """Whether the expected words stand anywhere in an answer, however it is said; 4月 does not stand in 14月."""
-    return any(re.search(rf"(?<![0-9A-Za-z]){re.escape(name)}(?![0-9A-Za-z])", answer) for name in question.expect)
+    """Whether the expected words stand anywhere in an answer, however it is said."""
+    return any(stands_in(name, answer) for name in question.expect)
+
+
+def stands_in(name: str, answer: str) -> bool:
+    """Whether a name stands in an answer as a whole: 4月 does not stand in 14月."""
+    return bool(re.search(rf"(?<![0-9A-Za-z]){re.escape(name)}(?![0-9A-Za-z])", answer))
 
 
 def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question],

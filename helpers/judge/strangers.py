@@ -14,6 +14,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.ask import models
+from helpers.judge.compare import stands_in
 from helpers.judge.shares import Share
 from helpers.knowledge.corpus import LETTERS, SELF_NAME
 from helpers.knowledge.facts import read_relations
@@ -71,7 +72,7 @@ class Asked:
             return re.findall(r"\d+", answer)[-1:] == self.expect
         if self.kind == "examples":
             return len(answer) <= TERSE_AT_MOST and not answer.endswith("。")
-        return any(_stands_in(name, answer) for name in self.expect)
+        return any(stands_in(name, answer) for name in self.expect)
 
 
 class Judged(NamedTuple):
@@ -80,13 +81,6 @@ class Judged(NamedTuple):
     asked: Asked
     answer: str
     right: bool
-
-
-def _stands_in(name: str, answer: str) -> bool:
-    """Whether a name stands in an answer; a number or a symbol only as a whole."""
-    if name.isascii():
-        return bool(re.search(rf"(?<![0-9A-Za-z]){re.escape(name)}(?![0-9A-Za-z])", answer))
-    return name in answer
 
 
 def read(half: str) -> list[dict]:

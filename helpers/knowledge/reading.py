@@ -2,7 +2,7 @@
 import random
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,17 +231,7 @@ class Reading:
         kind = rng.choice(LOOKED_UP)
         pairs = {self.inventor.value(rng, rng.choice(("person", "place", "word"))): self.inventor.value(rng, kind)
                  for _ in range(rng.randint(2, 6))}
-        form, between = rng.choice(self.copying["pair"]), rng.choice(self.copying["between"])
-        listed = between.join(form.format(key=key, value=value) for key, value in pairs.items())
-        layout, ask = rng.choice(self.copying["list"]), rng.choice(self.copying["ask"])
-        turns = []
-        for key in rng.sample(list(pairs), min(len(pairs), 4)):
-            question, answer = ask.format(key=key), pairs[key]
-            if rng.random() < 0.1:
-                question, answer = ask.format(key=self.inventor.value(rng, "person")), rng.choice(self.absent)
-            turns.append((layout.format(list=listed, question=question), answer))
-            layout = "{question}"
-        return turns
+        return self._asked_for(rng, pairs.items(), pairs, self.copying["ask"], unheard=0.1)
 
     def looked_up_backwards(self, rng: random.Random, fewest: int = 2) -> list[tuple[str, str]]:
         """As `looked_up`, but what stands before a value is asked for."""
@@ -249,16 +239,22 @@ class Reading:
         names = [self.inventor.value(rng, rng.choice(("person", "place", "word")))
                  for _ in range(rng.randint(fewest, 6))]
         keys = sorted(set(names)) if rng.random() < 0.6 else list("ABCDEF"[:len(names)])
-        values = list({self.inventor.value(rng, kind) for _ in keys})
-        values.sort()
+        values = sorted({self.inventor.value(rng, kind) for _ in keys})
         rng.shuffle(values)
-        pairs = dict(zip(values, keys))
+        return self._asked_for(rng, zip(keys, values), dict(zip(values, keys)), self.copying["back"])
+
+    def _asked_for(self, rng: random.Random, entries: Iterable[tuple[str, str]], answers: dict[str, str],
+                   asks: list[str], unheard: float = 0.0) -> list[tuple[str, str]]:
+        """The list of `entries`, and up to four of what `answers` knows asked for; the share `unheard` is not in it."""
         form, between = rng.choice(self.copying["pair"]), rng.choice(self.copying["between"])
-        listed = between.join(form.format(key=key, value=value) for value, key in pairs.items())
-        layout, ask = rng.choice(self.copying["list"]), rng.choice(self.copying["back"])
+        listed = between.join(form.format(key=key, value=value) for key, value in entries)
+        layout, ask = rng.choice(self.copying["list"]), rng.choice(asks)
         turns = []
-        for value in rng.sample(list(pairs), min(len(pairs), 4)):
-            turns.append((layout.format(list=listed, question=ask.format(value=value)), pairs[value]))
+        for asked in rng.sample(list(answers), min(len(answers), 4)):
+            answer = answers[asked]
+            if unheard and rng.random() < unheard:
+                asked, answer = self.inventor.value(rng, "person"), rng.choice(self.absent)
+            turns.append((layout.format(list=listed, question=ask.format(key=asked, value=asked)), answer))
             layout = "{question}"
         return turns
 
