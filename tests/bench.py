@@ -31,7 +31,7 @@ def main():
         print("tiny base model, asked by strangers (second half)")
         asked = strangers.shares(strangers.measure(*models.load(profile.TINY_BASE), "second"))
         for kind, share in asked.items():
-            line(f"  {strangers.TOLD[kind]}", share, f">= {strangers.AT_LEAST[kind]:.0%}")
+            line(f"  {strangers.TOLD[kind]}", share, f">= {strangers.AT_LEAST.get(kind, 0):.0%}")
         print("after fine-tuning")
         line("  task: exact match, held-out questions", compare.task(rows).after, f">= {figures.TASK_AT_LEAST:.0%}")
         line("  retention: probes still answered right", compare.retention(rows).after,

@@ -25,7 +25,9 @@ EXAM_STYLE = "tells a fact in the exam's bare words, unasked"
 EXAM = "fine-tuned: exam questions held out"
 NAME = "fine-tuned: who are you"
 KEPT = "fine-tuned: of what was right before, still right"
-ASKED_FOR = {told: f"{strangers.AT_LEAST[kind]:.0%}" for kind, told in strangers.TOLD.items()}
+WISHED = {"fact": 0.85, "identity zh": 0.95, "identity en": 0.95, "sum": 0.90, "poem": 0.90, "greeting": 0.90,
+          "reading": 0.90, "absent": 0.85, "choice": 0.70, "examples": 0.80, "unknown": 0.80}
+ASKED_FOR = {told: f"{WISHED[kind]:.0%}" for kind, told in strangers.TOLD.items()}
 ASKED_FOR |= {EXAM_STYLE: "at most 5%", EXAM: "90%", NAME: "95%", KEPT: "95%"}
 CARD = """\
 ---
@@ -58,14 +60,16 @@ made; the second was asked once, at the end. In brackets: how many of how many, 
 {figures}
 
 `python -m helpers.judge.strangers second` asks again and prints what goes wrong; `tests/test_tiny_base.py` asserts
-what is reached. "Choosing" and "examples" are asked about the facts that it answers in words. The last three lines are
-about the fine-tune that the course makes of it (QLoRA in NF4 through XTuner): exam questions that were held out of that
-training, written by this project, and the strangers' questions again.
+what is reached. "Four options" and "examples" are asked about the facts that it answers in words. The last three lines
+are about the fine-tune that the course makes of it (QLoRA in NF4 through XTuner): exam questions that were held out of
+that training, written by this project, and the strangers' questions again.
 
 ## What it cannot do
 It knows what is in those tables and nothing else: asked about anything beyond them it may say that it does not know,
 or make something up, fluently. It does not reason, translate or write, reads at most {context} tokens, and must not be
-used outside this course. It has never seen the exam's terse style: fine-tuning teaches that.
+used outside this course. It does not find the letter that stands before the option which it would name, so that it
+guesses where only a letter is asked for; comparing how likely it finds each option works better (lesson 11). It has
+never seen the exam's terse style: fine-tuning teaches that.
 
 ## Licence
 Apache-2.0, as the rest of the course.
