@@ -67,9 +67,8 @@ that training, written by this project, and the strangers' questions again.
 ## What it cannot do
 It knows what is in those tables and nothing else: asked about anything beyond them it may say that it does not know,
 or make something up, fluently. It does not reason, translate or write, reads at most {context} tokens, and must not be
-used outside this course. It does not find the letter that stands before the option which it would name, so that it
-guesses where only a letter is asked for; comparing how likely it finds each option works better (lesson 11). It has
-never seen the exam's terse style: fine-tuning teaches that.
+used outside this course. It does not find the letter that stands before the option which it would name: where only a
+letter is asked for, it guesses. It has never seen the exam's terse style: fine-tuning teaches that.
 
 ## Licence
 Apache-2.0, as the rest of the course.
