@@ -17,9 +17,10 @@ from helpers.machine.profile import ROOT
 from helpers.train import pretrain
 from tests import finetune
 
-FULL_STEPS = 13000
-# After a first decay the rate rises twice more, for what had been learnt too little: step, share of the peak.
-RISES = ((7000, 0.1), (7100, 0.25), (8800, 0.25), (10800, 0.01), (10860, 0.25), (12300, 0.25), (FULL_STEPS, 0.01))
+FULL_STEPS = 13450
+# After a first decay the rate rises again, for what had been learnt too little: step, share of the peak.
+RISES = ((7000, 0.1), (7100, 0.25), (8800, 0.25), (10800, 0.01), (10860, 0.25), (12300, 0.25), (13000, 0.01),
+         (13040, 0.1), (13200, 0.1), (FULL_STEPS, 0.01))
 RUN = ROOT / "workspace" / "pretrain"
 EXAM_STYLE = "tells a fact in the exam's bare words, unasked"
 EXAM = "fine-tuned: exam questions held out"
