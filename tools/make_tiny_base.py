@@ -53,8 +53,8 @@ self-introduction, refusals and everyday exchanges from `data/dialogue/`, passag
 ## How good it is
 On questions by people who had seen none of its training text, only rows of the tables (`data/strangers/`; what happens
 to stand in the training text word for word was taken out). The first half was looked at while the model was being
-made; the second was asked once, at the end. In brackets: how many of how many, and where the true share lies in 95 of
-100 cases.
+made; the second was asked only of a model that was thought finished. In brackets: how many of how many, and where the
+true share lies in 95 of 100 cases.
 
 | | first half | second half | asked for |
 | --- | --- | --- | --- |
