@@ -68,7 +68,7 @@ CPU = {
     "recipe": {
         "max_length": "256", "batch_size": "4", "max_epochs": "3", "lr": "4e-4", "model.lora.lora_dropout": "0.0",
     },
-    "laboratory": {"lr": "4e-3", "model.lora.r": "16"},
+    "laboratory": {"lr": "2e-3", "model.lora.r": "16"},
     "trainings_at_once": 2,
     "chat_options": ("--torch-dtype", "fp32"),
     "own_name": "教学模型",
