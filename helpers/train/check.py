@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from xtuner.registry import BUILDER
 from xtuner.utils import PROMPT_TEMPLATE
 
-from helpers.machine import commands, profile
+from helpers.machine import commands, model_folder, profile
 from helpers.machine.commands import CourseError
 from helpers.train import memory
 from helpers.train.tokens import encode, to_messages
@@ -126,9 +126,8 @@ def _check_model(report, folder, tokenizer_config, example) -> PreTrainedTokeniz
             why = "像 Hugging Face 上的名字，XTuner 会去联网下载" if HUB_NAME.fullmatch(place) else "在本机不存在"
             report.add("FAIL", f"模型：{place} {why}。{mend}", setting)
             return None
-    files = list(Path(folder).iterdir())
-    if Path(folder, "config.json") not in files or not {".safetensors", ".bin"} & {file.suffix for file in files}:
-        report.add("FAIL", f"模型：{folder} 里缺 config.json 或权重（.safetensors、.bin）。{mend}", setting)
+    if why := model_folder.problem(folder):
+        report.add("FAIL", f"模型：{why}", setting)
         return None
     try:
         tokenizer = BUILDER.build(tokenizer_config)
