@@ -24,9 +24,13 @@ class Card:
     fp8: bool = False
 
 
-# Fitted in tests/published.py on the rows about A100 and on those about H100, one number each. A faster card waits
-# longer for what is not a matrix product (that is counted apart, from its bandwidth) and, at full load, throttles.
-AMPERE, HOPPER = 0.72, 0.55
+# Fitted on the throughput rows of tests/published.py about A100 (fifteen) and H100 (two), one number each, between the
+# least sum of errors and of their squares. What is not a matrix product is counted apart, from the card's bandwidth.
+AMPERE, HOPPER = 0.65, 0.48
+# What machines that are let have for each card, in GB; a DGX has 128 or 256.
+RAM_PER_CARD = 128
+# GB/s: 200 Gbit/s for a machine, as one InfiniBand card gives it. Machines made for training have up to 16 times that.
+NETWORK = 25
 # Source: NVIDIA's data sheets, without sparsity; 16 bits in, fp32 accumulated. PCIe 4.0 x16 is 32 GB/s one way, but
 # cards for players may not write into each other's memory and go through the host: half.
 CARDS = {card.name: card for card in (
@@ -50,13 +54,13 @@ CARDS = {card.name: card for card in (
 
 @dataclass(frozen=True)
 class Fleet:
-    """Cards of one kind in machines of one kind; `network` is a machine's GB/s to the others, `ram` its GB of memory."""
+    """Cards of one kind in equal machines; `network` is a machine's GB/s to the others, `ram` its GB for each card."""
 
     card: Card
-    count: int = 1
-    machines: int = 1
-    network: float = 25
-    ram: float | None = None
+    count: int
+    machines: int
+    network: float
+    ram: float
 
     @property
     def in_machine(self) -> int:
@@ -64,9 +68,9 @@ class Fleet:
         return -(-self.count // self.machines)
 
 
-def fleet(card: str | Card, count: int = 1, machines: int | None = None, network: float = 25,
-          ram: float | None = None) -> Fleet:
-    """So many cards, eight to a machine where nothing else is said; 25 GB/s is a network of 200 Gbit/s."""
+def fleet(card: str | Card, count: int = 1, machines: int | None = None, network: float = NETWORK,
+          ram: float = RAM_PER_CARD) -> Fleet:
+    """So many cards, eight to a machine where nothing else is said."""
     if isinstance(card, str):
         if card not in CARDS:
             raise CourseError(f"不认识显卡 {card}：请写下面的名字之一，或者自己写一个 Card(...)：{'、'.join(CARDS)}。")
