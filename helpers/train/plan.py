@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from pandas import DataFrame
 
 from helpers.machine import charts, commands
@@ -222,14 +223,15 @@ class Plan:
         return notes
 
     def _what_would_fit(self):
-        """The fewest cards of the kind that are enough, or another method on these."""
+        """The fewest cards of the kind that are enough, and another method for which these are."""
         fewest = self._fewest(lambda other: other.chosen is not None)
-        if fewest:
-            return f"要放得下，至少 {fewest.cards.count} 张 {self.cards.card.name}（{fewest.chosen.way}）"
-        for method in ("lora", "qlora"):
-            other = plan(replace(self.job, method=method), self.cards)
-            if other.chosen and method != self.job.method:
-                return f"{COUNTS[-1]} 张这样的卡也放不下；换成 {METHODS[method]} 就放得下（{other.chosen.way}）"
+        more = f"至少 {fewest.cards.count} 张 {self.cards.card.name}（{fewest.chosen.way}）" if fewest else ""
+        lighter = list(METHODS)[list(METHODS).index(self.job.method) + 1:]
+        others = (plan(replace(self.job, method=method), self.cards) for method in lighter)
+        other = next((other for other in others if other.chosen), None)
+        instead = f"换成 {METHODS[other.job.method]}，现在的卡就够（{other.chosen.way}）" if other else ""
+        if more or instead:
+            return "要放得下：" + "；或者".join(filter(None, (more, instead)))
         return f"{COUNTS[-1]} 张这样的卡也放不下：请换更大的卡、更小的模型，或者把 length 改小"
 
     def _what_would_be_in_time(self):
@@ -321,6 +323,8 @@ def table(job: Job, card: str | Card | Fleet, counts: Iterable[int] = COUNTS, *,
             row |= {} if deadline is None else {"来得及": "是" if made.in_time else "否"}
         rows.append(row | {"说明": "；".join(made.notes) if best else made.options[-1].why})
     planned = DataFrame(rows).set_index("卡")
+    whole = {column: "Int64" for column in ("每卡批量", "每步样本", "步数", "每卡 tokens/s") if column in planned}
+    planned = planned.astype(whole)
     return planned[[column for column in planned if column != "说明"] + ["说明"]]
 
 
@@ -336,8 +340,9 @@ def chart(planned: DataFrame, title: str = "") -> Figure:
     _panel(panels[0], fitting, "小时", planned.index)
     first = fitting["小时"].iloc[0] * fitting.index[0]
     panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0].yaxis.set_major_formatter("{x:g}")
-    panels[0].yaxis.set_minor_formatter("")
+    panels[0].minorticks_off()
     panels[0].plot(fitting.index, first / fitting.index, color="gray", linestyle=":", label="加倍的卡，一半的时间")
     panels[0].legend(frameon=False, fontsize=8)
     if money:
