@@ -55,7 +55,11 @@ def training(model: str, method: str, card: str, count: int = 1, *, machines: in
              targets: tuple[str, ...] = (), dropout: float = 0.0, quantization: str = "NF4 双重量化",
              plain_bytes: int = 2, state_bytes: float | None = None, logits: str = "before 4.45",
              attention: str = "flash_attention_2", **more) -> Training:
-    """A published training. `state_bytes` is Adam's per trained weight, with its fp32 copy of 16-bit weights."""
+    """A published training. `state_bytes` is Adam's per trained weight, with its fp32 copy of 16-bit weights.
+
+    FSDP in mixed precision keeps 4 + 4 + 8 bytes of each weight and computes in 16 bits throughout: 2 + 2 + 12, as
+    these defaults count it. `plain_bytes=4` means autocast: fp32 between the layers, and weights cast for each pass.
+    """
     if state_bytes is None:
         state_bytes = 8 if plain_bytes == 4 else 12
     settings = Settings(
