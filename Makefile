@@ -51,7 +51,7 @@ lock: setup
 	@$(ENV)/bin/uv pip compile requirements.in --override overrides.txt --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet --output-file requirements.lock
 
-# The full pretraining run behind assets/tiny-base: more than an hour on two cores, resumed where it stopped. It compiles
+# The full pretraining run behind assets/tiny-base: more than four hours on two cores, resumed where it stopped. It compiles
 # the model first, which wants gcc.
 tiny-base: setup
 	@$(LAUNCH) env TORCHDYNAMO_DISABLE=0 PYTHONPATH=. $(PY) tools/make_tiny_base.py assets/tiny-base

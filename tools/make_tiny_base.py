@@ -121,7 +121,7 @@ def main(out):
     corpus = Corpus()
     tokenizer = pretrain.train_tokenizer(corpus.pieces())
     model = pretrain.build_model(tokenizer)
-    # An hour's run is worth two minutes of compiling: a quarter faster, and only roundings differ.
+    # A run of hours is worth two minutes of compiling: a quarter faster, and only roundings differ.
     model.config._attn_implementation = "eager"
     model.model.compile()
     reports = []
