@@ -1,7 +1,7 @@
 import nbformat
 import pytest
 
-from helpers.machine import lessons
+from helpers import lessons
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from helpers.machine.profile import ROOT
+from helpers.profile import ROOT
 
 
 @pytest.fixture

@@ -1,1 +1,0 @@
-"""A model that answers: many questions at once, in a terminal, on a page."""

@@ -1,0 +1,97 @@
+"""Charts whose Chinese labels render on a machine without Chinese fonts."""
+import matplotlib
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from helpers.profile import ROOT
+
+FONT = ROOT / "assets" / "fonts" / "NotoSansCJKsc-subset.otf"
+
+
+def use_chinese_font():
+    """Makes the course's own font matplotlib's default."""
+    font_manager.fontManager.addfont(FONT)
+    matplotlib.rcParams["font.family"] = font_manager.FontProperties(fname=FONT).get_name()
+    matplotlib.rcParams["axes.unicode_minus"] = False
+
+STAGES = {
+    "开始": ["00 从这里开始"],
+    "数据": ["01 表格变 JSONL", "02 划分训练和测试"],
+    "训练": ["03 修改配置", "04 QLoRA 训练", "05 转换适配器", "06 合并模型"],
+    "使用": ["07 对话", "08 前后对比"],
+    "深入": ["09 过拟合实验室", "10 部署", "11 评测"],
+}
+
+
+def course_map(here):
+    """The course's stages and lessons, with the lesson `here` ("00", "A") filled."""
+    use_chinese_font()
+    figure = Figure(figsize=(9, 2.9))
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.set(xlim=(0, 5 * len(STAGES)), ylim=(-5.2, 1))
+    for column, (stage, lessons) in enumerate(STAGES.items()):
+        left = 5 * column
+        axes.text(left + 2.1, 0.4, stage, ha="center", va="center", fontsize=12)
+        if column:
+            axes.annotate("", (left + 0.6, 0.4), (left - 1.5, 0.4), arrowprops={"arrowstyle": "->", "color": "gray"})
+        for row, lesson in enumerate(lessons, 1):
+            _box(axes, left + 0.1, -row, lesson, here)
+    _box(axes, 0.1, -4.5, "A 预训练小模型", here)
+    return figure
+
+
+def curve(points, x_label, y_label, title, scale="linear"):
+    """One line through {x: y}, or through values at 0, 1, 2, ..."""
+    points = points if isinstance(points, dict) else dict(enumerate(points))
+    use_chinese_font()
+    figure = Figure(figsize=(7, 2.8))
+    axes = figure.subplots()
+    axes.plot(list(points), list(points.values()), color="#4878a8")
+    axes.set(xlabel=x_label, ylabel=y_label, title=title, yscale=scale)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def shares_chart(shares, title):
+    """Horizontal bars of named shares, each with its value."""
+    use_chinese_font()
+    figure = Figure(figsize=(7, 0.45 * len(shares) + 1))
+    axes = figure.subplots()
+    axes.bar_label(axes.barh(list(shares), list(shares.values()), color="#4878a8"), fmt="{:.0%}", padding=4)
+    axes.set(title=title, xlim=(0, 1.1 * max(shares.values())), xticks=[])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
+
+
+def before_after_chart(pairs, title="", axes=None):
+    """Bars of named shares before and after, each with its interval, on these axes or in a figure of their own."""
+    use_chinese_font()
+    before, after = zip(*pairs.values())
+    return grouped_bars(axes or Figure(figsize=(7, 3.2)).subplots(), list(pairs),
+                        {"微调前": before, "微调后": after}, ("#b8c4d0", "#4878a8"), title)
+
+
+def grouped_bars(axes, groups, series, colors, title=""):
+    """The figure of these axes, with a group of bars for each name: a share of every series, with its interval."""
+    width = 0.8 / len(series)
+    for side, ((label, shares), color) in enumerate(zip(series.items(), colors)):
+        places = [place + width * side for place in range(len(groups))]
+        reaches = [[abs(share.interval[end] - share.value) for share in shares] for end in (0, 1)]
+        bars = axes.bar(places, [share.value for share in shares], 0.95 * width, yerr=reaches, ecolor="#66727f",
+                        capsize=3, label=label, color=color)
+        axes.bar_label(bars, [f"{share.value:.0%}" for share in shares], padding=2, fontsize=9)
+    axes.set_xticks([place + width * (len(series) - 1) / 2 for place in range(len(groups))], groups)
+    axes.set(title=title, ylim=(0, 1.3), yticks=[])
+    axes.legend(loc="upper center", ncols=len(series), frameon=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return axes.figure
+
+
+def _box(axes, left, top, lesson, here):
+    filled = lesson.startswith(here)
+    axes.add_patch(FancyBboxPatch(
+        (left, top - 0.3), 4, 0.6, boxstyle="round,pad=0.08", edgecolor="#4878a8",
+        facecolor="#4878a8" if filled else "#eef3f8"))
+    axes.text(left + 2, top, lesson, ha="center", va="center", fontsize=9, color="white" if filled else "black")

@@ -1,1 +1,0 @@
-"""A model in another program: llama.cpp, LMDeploy, and whether it is asked in the same tokens."""

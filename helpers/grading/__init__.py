@@ -1,1 +1,0 @@
-"""What an instructor runs: strangers' work in a sandbox, points, feedback."""

@@ -1,1 +1,0 @@
-"""What a student gets and hands in."""

@@ -1,0 +1,324 @@
+"""Will it fit? The GPU memory that an XTuner config needs, estimated before anything is loaded."""
+import argparse
+import json
+import sys
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from importlib.util import find_spec
+from pathlib import Path
+from unicodedata import east_asian_width
+
+from mmengine.config import Config
+
+GB, GIB = 10**9, 2**30
+# A card sold as 24 GB holds about 24 GiB. The verdict counts 24 x 10^9 bytes: the 7 % between them are its margin.
+SLICES = (8, 24, 40, 80)
+# About 0.5 GiB for the CUDA context, kernels and the cuBLAS workspace, held before the first tensor; the rest for the
+# holes of the caching allocator, which hands out memory in blocks and cannot refill each of them.
+OVERHEAD = 0.75 * GIB
+# Bytes per weight. NF4 packs two weights in a byte and scales 64 of them by one fp32 number; double quantization
+# stores that number in one byte, and 256 of those are scaled by one fp32 number.
+QUANTIZED = {"NF4": 1 / 2 + 4 / 64, "NF4 双重量化": 1 / 2 + 1 / 64 + 4 / 64 / 256, "int8": 1}
+DTYPE_BYTES = {"torch.float16": 2, "torch.bfloat16": 2, "torch.float32": 4}
+
+
+class UnknownConfig(ValueError):
+    """A config or model that cannot be estimated, with the reason in one sentence."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets one kind of model apart: its linear layers from size to size, its head, its default attention."""
+
+    linears: dict
+    bias: tuple
+    head: str
+    attention: str
+    logit_bytes: int
+
+
+# Sizes: d hidden, f feed-forward, q all query heads, k all key heads, p queries, keys and values in one.
+# The loss peaks with three fp32 tensors of vocabulary x tokens: log-probabilities and two gradients. Beside them,
+# transformers' Llama keeps its 16-bit logits when it shifts a batch of several.
+FAMILIES = {
+    "llama": Family(
+        {"q_proj": "dq", "k_proj": "dk", "v_proj": "dk", "o_proj": "qd",
+         "gate_proj": "df", "up_proj": "df", "down_proj": "fd"},
+        bias=("attention_bias", False), head="lm_head", attention="sdpa", logit_bytes=3 * 4 + 2),
+    "internlm2": Family(
+        {"wqkv": "dp", "wo": "qd", "w1": "df", "w3": "df", "w2": "fd"},
+        bias=("bias", True), head="output", attention="eager", logit_bytes=3 * 4),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The entries of a model's config.json that decide how large it is."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    head_dim: int
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+
+    @property
+    def linears(self):
+        """Inputs, outputs and bias of each linear layer of a block, by name."""
+        q, k = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        size = {"d": self.hidden_size, "f": self.intermediate_size, "q": q, "k": k, "p": q + 2 * k}
+        return {
+            name: (size[ends[0]], size[ends[1]], self.attention_bias and "f" not in ends)
+            for name, ends in FAMILIES[self.model_type].linears.items()
+        }
+
+    @property
+    def linear_weights(self):
+        """How many weights bitsandbytes quantizes: those of the blocks' linear layers."""
+        return self.num_hidden_layers * sum(inputs * outputs for inputs, outputs, _ in self.linears.values())
+
+    @property
+    def other_weights(self):
+        """How many it leaves alone: embeddings, head, norms and biases."""
+        tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        biases = sum(outputs * bias for _, outputs, bias in self.linears.values())
+        return tables + self.hidden_size + self.num_hidden_layers * (2 * self.hidden_size + biases)
+
+    def adapter_weights(self, rank, targets=()):
+        """How many LoRA adds, to the named layers or to all that XTuner finds: it skips only a head called lm_head."""
+        head = FAMILIES[self.model_type].head
+        adapts_head = head in targets if targets else head != "lm_head"
+        block = sum(self.linears[name][0] + self.linears[name][1] for name in targets or self.linears if name != head)
+        return rank * (self.num_hidden_layers * block + adapts_head * (self.hidden_size + self.vocab_size))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a config says about memory. Rank 0 trains the whole model; plain is all that is not quantized."""
+
+    shape: Shape
+    quantization: str | None
+    plain_bytes: int
+    compute_bytes: int
+    state_bytes: int
+    logit_bytes: float
+    rank: int
+    targets: tuple
+    dropout: float
+    batch: int
+    length: int
+    checkpointing: bool
+    attention: str
+
+
+def read_shape(folder):
+    """The shape of the model in a folder, from its config.json."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"找不到 {path}：请把 pretrained_model_name_or_path 改成本机的模型文件夹。")
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))
+        kind = model["model_type"]
+        if kind not in FAMILIES:
+            raise UnknownConfig(f"{path} 的模型结构 {kind} 不支持：只会估算 {'、'.join(FAMILIES)}。")
+        (bias, bias_by_default), heads = FAMILIES[kind].bias, model["num_attention_heads"]
+        stated = {key: value for key, value in model.items() if value is not None}
+        values = {"num_key_value_heads": heads, "head_dim": model["hidden_size"] // heads, "tie_word_embeddings": False,
+                  **stated, "attention_bias": stated.get(bias, bias_by_default)}
+        return Shape(**{field.name: values[field.name] for field in fields(Shape)})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UnknownConfig(f"读不懂 {path}，它不像语言模型的 config.json：{error!r}。") from error
+
+
+def longest(dataset):
+    """The largest max_length in a dataset's config, however many datasets it joins."""
+    if not isinstance(dataset, dict | list):
+        return 0
+    own, parts = (0, dataset) if isinstance(dataset, list) else (dataset.get("max_length", 0), dataset.values())
+    return max([own, *map(longest, parts)])
+
+
+def read_settings(config_path, model_folder=None):
+    """The settings of an XTuner config, read without building or downloading anything."""
+    if not Path(config_path).is_file():
+        raise FileNotFoundError(f"找不到配置文件 {config_path}。")
+    try:
+        config = Config.fromfile(config_path).to_dict()
+        model, loader, wrapper = config["model"], config["train_dataloader"], config["optim_wrapper"]
+        llm, optimizer = model["llm"], wrapper["optimizer"]["type"]
+        folder, batch, dataset = llm["pretrained_model_name_or_path"], loader["batch_size"], loader["dataset"]
+    except Exception as error:
+        raise UnknownConfig(f"读不懂 {config_path}，它不像 XTuner 的训练配置：{error!r}。") from error
+    if not longest(dataset):
+        raise UnknownConfig(f"{config_path} 的训练数据没有写 max_length，没法估算。")
+    shape = read_shape(model_folder or folder)
+    family = FAMILIES[shape.model_type]
+    lora, quantization = model.get("lora"), llm | (llm.get("quantization_config") or {})
+    nf4 = "NF4 双重量化" if quantization.get("bnb_4bit_use_double_quant") else "NF4"
+    attention = llm.get("attn_implementation") or ("flash_attention_2" if find_spec("flash_attn") else family.attention)
+    # XTuner loads a model for flash attention in 16 bits; PEFT casts to fp32 what is not quantized.
+    loaded_bytes = 2 if attention == "flash_attention_2" else DTYPE_BYTES.get(llm.get("torch_dtype"), 4)
+    plain_bytes = 4 if lora else loaded_bytes
+    return Settings(
+        shape,
+        quantization=nf4 if quantization.get("load_in_4bit") else "int8" if quantization.get("load_in_8bit") else None,
+        plain_bytes=plain_bytes,
+        compute_bytes=2 if "AmpOptimWrapper" in wrapper["type"] else plain_bytes,
+        state_bytes=2 if "8bit" in optimizer else 2 * plain_bytes,
+        logit_bytes=family.logit_bytes,
+        rank=lora.get("r", 8) if lora else 0,
+        targets=tuple(lora.get("target_modules") or ()) if lora else (),
+        dropout=lora.get("lora_dropout", 0.0) if lora else 0.0,
+        batch=batch,
+        length=longest(dataset),
+        checkpointing=model.get("use_activation_checkpointing", True),
+        attention=attention,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The memory of a training, in bytes, part by part."""
+
+    settings: Settings
+    parts: dict
+
+    @property
+    def total(self):
+        """All parts together."""
+        return sum(self.parts.values())
+
+    def table(self):
+        """The parts, a line each, in GiB (2^30 bytes) and GB (10^9 bytes)."""
+        sizes = self.parts | {"合计": self.total}
+        lines = [f"{_pad(name, 36)}{size / GIB:>8.2f}{size / GB:>8.2f}" for name, size in sizes.items()]
+        return "\n".join([f"{_pad('', 36)}{'GiB':>8}{'GB':>8}", *lines])
+
+    def verdict(self, gigabytes):
+        """Whether it fits a card of that size, and if not, which setting to change first."""
+        need, room = self.total / GB, gigabytes
+        if need <= room:
+            return f"{room} GB：放得下，估计用 {need:.1f} GB，还余 {room - need:.1f} GB。"
+        needs = {advice: estimate(change(self.settings)).total / GB for advice, change in CHANGES.items()}
+        first = next((advice for advice in needs if needs[advice] <= room), min(needs, key=needs.get))
+        changed = reduce(lambda settings, change: change(settings), CHANGES.values(), self.settings)
+        least = estimate(replace(changed, length=min(changed.length, 512))).total / GB
+        if least > room:
+            hint = f"能改的都改了，max_length 也降到 512，还要 {least:.1f} GB，请换更小的模型或更大的卡"
+        else:
+            hint = f"先{first}，降到 {needs[first]:.1f} GB" + ("，再改别的" if needs[first] > room else "")
+        return f"{room} GB：放不下，估计用 {need:.1f} GB，差 {need - room:.1f} GB；{hint}。"
+
+
+def block_activations(s):
+    """Bytes per token that one block keeps for its backward pass, and that this pass needs on top."""
+    d, f, queries = s.shape.hidden_size, s.shape.intermediate_size, s.shape.num_attention_heads * s.shape.head_dim
+    wide, narrow = s.plain_bytes, s.compute_bytes
+    produced = wide if s.quantization else narrow  # bitsandbytes answers in the type it was asked in
+    own_copies = s.rank and (wide != narrow or s.dropout)  # each adapter's own of its input
+    inputs = len(s.shape.linears) - 2 if own_copies else 2
+    scores = s.shape.num_attention_heads * s.length if s.attention == "eager" else 0
+    residual = 2 * d * (wide if wide == 4 else wide + 4 + wide)  # a norm computes in fp32
+    attention = 4 * queries * narrow + scores * (4 + narrow)
+    dropout = inputs * d + f + queries * (1 + narrow) if s.dropout else 0
+    mlp = 3 * f * produced
+    kept = residual + narrow * (inputs * d + f) + attention + mlp + dropout
+    return kept, d * wide + max(3 * f * wide, scores * (8 - narrow) - mlp)  # the MLP's are gone by attention's turn
+
+
+def estimate(s):
+    """The memory of a training with these settings at its peak, if every sample is as long as max_length."""
+    shape, tokens = s.shape, s.batch * s.length
+    adapter = shape.adapter_weights(s.rank, s.targets)
+    trained = adapter or shape.linear_weights + shape.other_weights
+    kept, backward = block_activations(s)
+    # Weights are unpacked, or cast, for computing: of a quantized block one layer at a time, of another all at once.
+    cast_bytes = s.compute_bytes if s.compute_bytes != s.plain_bytes else 0
+    unpacked = s.compute_bytes * shape.hidden_size * shape.intermediate_size if s.quantization else 0
+    block_cast = 0 if s.quantization else cast_bytes * shape.linear_weights / shape.num_hidden_layers
+    loss = tokens * s.logit_bytes * shape.vocab_size + cast_bytes * shape.vocab_size * shape.hidden_size
+    if s.checkpointing:
+        stored = shape.num_hidden_layers * tokens * shape.hidden_size * s.plain_bytes
+        block = tokens * (kept + backward) + unpacked + block_cast
+    else:
+        stored = shape.num_hidden_layers * (tokens * kept + block_cast)
+        block = tokens * backward + unpacked
+    weight_bytes = QUANTIZED.get(s.quantization, s.plain_bytes)
+    return Estimate(s, {
+        f"线性层的权重（{s.quantization or '不量化'}）": shape.linear_weights * weight_bytes,
+        "嵌入、输出层、归一化的权重": shape.other_weights * s.plain_bytes,
+        "LoRA 适配器": adapter * s.plain_bytes,
+        "梯度": trained * s.plain_bytes,
+        "优化器状态": trained * s.state_bytes,
+        "激活：各层留给反向传播的": stored,
+        "激活：峰值（算损失时的 logits）" if loss > block else "激活：峰值（一层的反向传播）": max(loss, block),
+        "CUDA 上下文与碎片": OVERHEAD,
+    })
+
+
+# In the order to try: first what leaves the training's result alone.
+CHANGES = {
+    "打开 use_activation_checkpointing": lambda s: replace(s, checkpointing=True),
+    "安装 flash-attn": lambda s: replace(s, attention="flash_attention_2"),
+    "把 batch_size 改成 1（accumulative_counts 相应加大）": lambda s: replace(s, batch=1),
+    "改用 4-bit 的 QLoRA": lambda s: replace(
+        s, quantization="NF4 双重量化", plain_bytes=4, state_bytes=8, compute_bytes=2, rank=s.rank or 64),
+    "把 LoRA 的 r 改成 8": lambda s: replace(s, rank=min(s.rank, 8)),
+    "把 max_length 减半": lambda s: replace(s, length=s.length // 2),
+}
+
+LLAMA2_7B = Settings(
+    Shape("llama", 4096, 11008, 32, 32, 32, vocab_size=32000, head_dim=128), "NF4 双重量化", plain_bytes=4,
+    compute_bytes=2, state_bytes=8, logit_bytes=FAMILIES["llama"].logit_bytes, rank=8, targets=(), dropout=0.0,
+    batch=1, length=1024, checkpointing=True, attention="flash_attention_2")
+# torchtune keeps in bf16 what is not quantized, and computes its loss in eight chunks: the bf16 logits of all tokens,
+# the three fp32 tensors of an eighth of them.
+LLAMA3_8B = replace(
+    LLAMA2_7B, shape=Shape("llama", 4096, 14336, 32, 32, 8, vocab_size=128256, head_dim=128), plain_bytes=2,
+    state_bytes=4, logit_bytes=2 + 3 * 4 / 8, batch=2, length=2048)
+# What was trained, how, what the figure leaves out (torchtune counts tensors only), the figure.
+PUBLISHED = (
+    ("7B QLoRA，1k（按 Llama-2-7B 估）", LLAMA2_7B, 0, 6 * GB),
+    ("7B QLoRA，2k（按 Llama-2-7B 估）", replace(LLAMA2_7B, length=2048), 0, 7 * GB),
+    ("7B QLoRA，4k（按 Llama-2-7B 估）", replace(LLAMA2_7B, length=4096), 0, 9 * GB),
+    ("Llama-3.1-8B QLoRA，2 x 2k，torchtune", LLAMA3_8B, OVERHEAD, 7.4 * GIB),
+)
+
+
+def published_table():
+    """Each published figure beside the estimate for the same training, in GB (10^9 bytes)."""
+    lines = [f"{_pad('GB（10^9 字节）', 40)}{_pad('公布', 8)}{_pad('估算', 8)}相差"]
+    for name, settings, left_out, figure in PUBLISHED:
+        ours = estimate(settings).total - left_out
+        lines.append(f"{_pad(name, 40)}{figure / GB:<8.1f}{ours / GB:<8.1f}{ours / figure - 1:+.0%}")
+    return "\n".join(lines)
+
+
+def _pad(text, width):
+    """The text filled up to a width in which a Chinese character counts two."""
+    return text + " " * (width - sum(1 + (east_asian_width(char) in "WF") for char in text))
+
+
+def main():
+    """The command line: the table and verdicts of a config, or the published figures."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.memory", description="估算一份 XTuner 配置要用多少显存")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("config", nargs="?", help="XTuner 配置文件")
+    what.add_argument("--published", action="store_true", help="把公布的数字和估算并排打印")
+    parser.add_argument("--model", help="模型文件夹；不写就用配置里的路径")
+    arguments = parser.parse_args()
+    if arguments.published:
+        return print(published_table())
+    try:
+        answer = estimate(read_settings(arguments.config, arguments.model))
+    except (UnknownConfig, FileNotFoundError) as error:
+        sys.exit(str(error))
+    print(answer.table(), *map(answer.verdict, SLICES), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Merge a LoRA adapter into its base model: as XTuner does, or a tensor at a time, for a model that does not fit twice.
+
+python -m helpers.merge BASE ADAPTER OUT   writes the very weights that `xtuner convert merge` writes.
+"""
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from helpers import profile
+from helpers.adapter import SETTINGS, WEIGHTS, made_whole
+from helpers.process import run_xtuner, shown
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+ORIGIN = "merged_from.json"
+DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+# What a model folder needs besides its weights: configs, tokenizer, remote code. Read-me files speak of the base.
+COPIED = {".json", ".py", ".model", ".txt", ".jinja", ".tiktoken"}
+NOT_PLAIN = ("use_dora", "lora_bias", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern",
+             "layer_replication")
+TIED = ("lm_head", "embed_tokens")
+INSTEAD = "修复：改用 xtuner convert merge，它会把整个模型放进内存。"
+
+
+class MergeError(RuntimeError):
+    """A base and an adapter that cannot be merged: why, and what to do."""
+
+
+def merge_with_xtuner(base, adapter, out):
+    """Makes the folder `out` with XTuner's merge, in float16; one already merged from the same stays as it is."""
+    origin = _origin(base, adapter, "float16")
+    if _made_from(out, base) == origin:
+        return
+    with made_whole(out) as beside:
+        run_xtuner("merge", base, adapter, beside, "--safe-serialization", "--device", profile.current().device,
+                   log=Path(out).with_name(f"{Path(out).name}.log"))
+        _write_json(beside / ORIGIN, origin)
+
+
+def merge(base, adapter, out, dtype="float16", device="cpu"):
+    """Makes the folder `out` a tensor at a time, bit for bit as PEFT merges on that device; memory: one tensor's.
+
+    float16 as XTuner: a weight's bfloat16 fits into it, and its finer steps keep more of what the adapter adds.
+    """
+    base, adapter = Path(base), Path(adapter)
+    origin = _origin(base, adapter, dtype)
+    if _made_from(out, base) == origin:
+        return
+    files, updates = _weight_files(base), _read_adapter(adapter)
+    layouts = {file: _layout(base / file) for file in files}
+    _check_fit(base, adapter, layouts, updates)
+    headers = {file: _header(layout, dtype) for file, layout in layouts.items()}
+    total = sum(max(entry["data_offsets"][1] for entry in header.values()) for header in headers.values())
+    with made_whole(out) as beside:
+        free = shutil.disk_usage(beside).free
+        if free < total:
+            raise MergeError(f"磁盘不够：合并后的模型要 {total / 1e9:.1f} GB，只剩 {free / 1e9:.1f} GB。"
+                             "修复：腾出空间再运行。")
+        for file, header in headers.items():
+            _write_shard(base / file, beside / file, header, updates, dtype, device)
+        _copy_the_rest(base, beside, dtype, total)
+        _write_json(beside / ORIGIN, origin)
+
+
+def _origin(base, adapter, dtype):
+    """What a merged model is made from."""
+    for folder, name in ((base, "config.json"), (adapter, SETTINGS)):
+        if not Path(folder, name).is_file():
+            raise MergeError(f"{shown(folder)} 里没有 {name}。"
+                             "修复：先写基座模型的文件夹，再写第 5 课转换出来的适配器文件夹。")
+    if not Path(adapter, WEIGHTS).is_file():
+        raise MergeError(f"适配器 {shown(adapter)} 里没有 {WEIGHTS}。修复：第 5 课转换时加上 --safe-serialization。")
+    settings = json.loads(Path(adapter, SETTINGS).read_text(encoding="utf-8"))
+    with Path(adapter, WEIGHTS).open("rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    return {"base": str(Path(base).resolve()), "base_files": _state(base), "adapter_sha256": digest, "dtype": dtype,
+            "lora": {name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora")}}
+
+
+def _state(base):
+    """Size and time of change of all that a merge takes from its base; to read 15 GB of weights would take minutes."""
+    files = sorted(path for path in Path(base).iterdir() if path.suffix in COPIED | {".safetensors"})
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
+def _made_from(out, base):
+    """The origin of a folder that was merged here, {} for a new one; anything else is not ours to replace."""
+    out = Path(out)
+    if out.resolve() == Path(base).resolve():
+        raise MergeError(f"合并后的模型不能写到基座自己的文件夹 {shown(out)}。修复：换一个文件夹名。")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return json.loads((out / ORIGIN).read_text(encoding="utf-8"))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MergeError(f"{shown(out)} 已经存在，而且不是课程合并出来的（没有 {ORIGIN}），不能覆盖。"
+                         "修复：换一个文件夹名，或者自己先把它删掉。")
+    return {}
+
+
+def _weight_files(base):
+    """The names of the base's safetensors files."""
+    if (base / INDEX).is_file():
+        files = sorted(set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        files = [SINGLE]
+    missing = [file for file in files if not (base / file).is_file()]
+    if missing and any(base.glob("*.bin")):
+        raise MergeError(f"基座 {shown(base)} 的权重是 .bin 文件，里面是 pickle，打开它就可能运行别人的代码，这里不读。"
+                         "修复：下载同一个模型的 safetensors 版本；相信它的来源的话，改用 xtuner convert merge。")
+    if missing:
+        raise MergeError(f"基座 {shown(base)} 里缺少权重文件 {missing[0]}。修复：把模型重新下载完整。")
+    return files
+
+
+def _read_adapter(adapter):
+    """For each base weight that an adapter changes: its two small matrices, their product's scale, a stand-in.
+
+    A stand-in is a copy of the base weight, which PEFT keeps in the adapter of an lm_head and prefers when it merges.
+    """
+    settings = json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
+    start = settings.get("init_lora_weights")
+    odd = [name for name in NOT_PLAIN if settings.get(name)]
+    odd += [f"peft_type={settings.get('peft_type')}"] * (settings.get("peft_type") != "LORA")
+    odd += [f"bias={settings.get('bias')}"] * (settings.get("bias", "none") != "none")
+    odd += [f"init_lora_weights={start}"] * (isinstance(start, str) and start != "gaussian")  # these change the base
+    if odd:
+        raise MergeError(f"适配器 {shown(adapter)} 用了这里没有的功能：{'、'.join(odd)}。{INSTEAD}")
+    weights = _opened(load_file, adapter / WEIGHTS)
+    known = (".lora_A.weight", ".lora_B.weight", ".base_layer.weight")
+    unknown = [name for name in weights if not name.endswith(known)]
+    if unknown:
+        raise MergeError(f"适配器 {shown(adapter)} 里有这里不会合并的权重 {unknown[0]}。{INSTEAD}")
+    layers = sorted({name.rsplit(".", 2)[0] for name in weights})
+    single = [layer for layer in layers if not {f"{layer}.lora_{part}.weight" for part in "AB"} <= weights.keys()]
+    if single:
+        raise MergeError(f"适配器 {shown(adapter)} 不完整，{single[0]} 只有一半。修复：重做第 5 课的转换。")
+    scale = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
+    return {f"{layer.removeprefix('base_model.model.')}.weight":
+            (weights[f"{layer}.lora_A.weight"], weights[f"{layer}.lora_B.weight"], scale,
+             weights.get(f"{layer}.base_layer.weight")) for layer in layers}
+
+
+def _layout(path):
+    """The type and shape of each tensor in a safetensors file."""
+    with _opened(safe_open, path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (found.get_dtype(), found.get_shape()) for name, found in slices.items()}
+
+
+def _opened(opener, path, *arguments):
+    """Opens a safetensors file, or says that it is broken."""
+    try:
+        return opener(path, *arguments)
+    except SafetensorError as error:
+        raise MergeError(f"{shown(path)} 坏了（{error}）。修复：重新下载或者重新转换它。") from error
+
+
+def _check_fit(base, adapter, layouts, updates):
+    """Whether every change of the adapter has its place in the base."""
+    found = {name: kind for layout in layouts.values() for name, kind in layout.items()}
+    tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+    for name, (a, b, *_) in updates.items():
+        if tied and name.split(".")[-2] in TIED:
+            raise MergeError(f"适配器改了 {name}，可是这个基座的输出层和词嵌入共用一份权重（tie_word_embeddings），"
+                             "合并会把两处一起改掉，回答就不对了。修复：训练时从 target_modules 里去掉它。")
+        if name not in found:
+            raise MergeError(f"基座 {shown(base)} 里没有适配器要改的 {name}。"
+                             f"修复：用训练时的基座，{shown(adapter / SETTINGS)} 的 base_model_name_or_path 写着它。")
+        kind, shape = found[name]
+        if shape != [b.shape[0], a.shape[1]]:
+            raise MergeError(f"{name} 的形状对不上：基座是 {shape}，适配器要 {[b.shape[0], a.shape[1]]}。"
+                             f"修复：用训练时的基座，{shown(adapter / SETTINGS)} 的 base_model_name_or_path 写着它。")
+        if kind not in DTYPES.values():
+            raise MergeError(f"基座的 {name} 是量化过的（{kind}），不能再加上适配器。修复：用没有量化的基座模型。")
+
+
+def _header(layout, dtype):
+    """The header of the safetensors file to write: what lies where."""
+    header, start = {}, 0
+    for name, (kind, shape) in layout.items():
+        kind = DTYPES[dtype] if kind in DTYPES.values() else kind
+        size = math.prod(shape) * _bytes_of(kind)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, start + size]}
+        start += size
+    return header
+
+
+def _bytes_of(kind):
+    """The size of one number, which its name tells in bits: F16, BF16, I64, F8_E4M3, but BOOL."""
+    bits = "".join(character for character in kind.split("_")[0] if character.isdigit())
+    return int(bits or 8) // 8
+
+
+def _write_shard(source, target, header, updates, dtype, device):
+    """Writes one safetensors file; only one tensor at a time is in memory, for each opens the source anew."""
+    text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in header:
+            with safe_open(source, "pt", device=device) as weights:
+                tensor = weights.get_tensor(name)
+            if header[name]["dtype"] == DTYPES[dtype]:
+                tensor = _merged(name, tensor.to(getattr(torch, dtype)), updates.get(name))
+            tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tofile(file)
+
+
+def _merged(name, weight, update):
+    """The base weight plus the scaled product: like PEFT, added up in float32 and rounded once."""
+    if update:
+        a, b, scale, stand_in = update
+        product = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
+        weight = weight if stand_in is None else stand_in.to(weight.device, weight.dtype)
+        weight = product.mul_(scale).add_(weight.float()).to(weight.dtype)
+    if not all(bound.isfinite() for bound in weight.aminmax()):
+        raise MergeError(f"{name} 里有超出 {weight.dtype} 范围的数。修复：合并时用 dtype=\"bfloat16\"。")
+    return weight
+
+
+def _copy_the_rest(base, out, dtype, total):
+    """Config, tokenizer and remote code of the base; the type and the size told as they are now."""
+    for path in base.iterdir():
+        if path.suffix in COPIED and path.is_file():
+            shutil.copyfile(path, out / path.name)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    _write_json(out / "config.json", config | {"torch_dtype": dtype})
+    if (out / INDEX).is_file():
+        index = json.loads((out / INDEX).read_text(encoding="utf-8"))
+        _write_json(out / INDEX, index | {"metadata": {"total_size": total}})
+
+
+def _write_json(path, content):
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.merge", description="一个张量一个张量地合并适配器")
+    parser.add_argument("base", help="基座模型的文件夹")
+    parser.add_argument("adapter", help="适配器的文件夹")
+    parser.add_argument("out", help="合并后的模型写到这个新文件夹")
+    arguments = parser.parse_args()
+    try:
+        merge(arguments.base, arguments.adapter, arguments.out)
+    except (MergeError, OSError) as error:
+        sys.exit(f"[FAIL] {error}")
+    print(f"[OK] {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
