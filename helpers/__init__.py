@@ -1,4 +1,4 @@
-"""The small package behind the notebooks: one module per stage, none knows a later stage."""
+"""The small package behind the notebooks; helpers/README.md shows its rooms."""
 import logging
 import warnings
 

@@ -1,5 +1,8 @@
 """XTuner 0.2.0's QLoRA on a machine without a GPU: a config names this class instead of xtuner.model's.
 
+It belongs to the room `train` and stays at the top all the same: every config that was ever written, and every
+checkpoint that was trained with one, names helpers.cpu.
+
 Two places assume an accelerator: XTuner asks torch.cpu for is_bf16_supported, and transformers 4.48.0 lets
 bitsandbytes run on a CPU only beside Intel's IPEX, which bitsandbytes has not needed since 0.46. A third is for
 inference only: where the processor has AVX512-BF16, bitsandbytes repacks NF4 weights when a model first answers and

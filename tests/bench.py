@@ -3,7 +3,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from helpers import compare, memory
+from helpers.ask import models
+from helpers.judge import compare, strangers
+from helpers.machine import profile
+from helpers.train import memory
 from tests import figures, finetune
 
 PROBES_OF_EACH_KIND = 1000
@@ -25,13 +28,17 @@ def main():
         for kinds, least in figures.AT_LEAST.items():
             line(f"  {' and '.join(kinds)}", compare.pair(rows, *kinds).before, f">= {least:.0%}")
         line("  exam style", compare.task(rows).before, f"<= {figures.EXAM_AT_MOST:.0%}")
+        print("tiny base model, asked by strangers (second half)")
+        asked = strangers.shares(strangers.measure(*models.load(profile.TINY_BASE), "second"))
+        for kind, share in asked.items():
+            line(f"  {strangers.TOLD[kind]}", share, f">= {strangers.AT_LEAST.get(kind, 0):.0%}")
         print("after fine-tuning")
         line("  task: exact match, held-out questions", compare.task(rows).after, f">= {figures.TASK_AT_LEAST:.0%}")
         line("  retention: probes still answered right", compare.retention(rows).after,
              f">= {figures.RETENTION_AT_LEAST:.0%}")
         for kind in (compare.IDENTITY, *compare.GENERAL):
             line(f"    {kind}", compare.pair(rows, kind).after)
-    print("GPU memory: published figures beside helpers/memory.py")
+    print("GPU memory: published figures beside helpers/train/memory.py")
     print(memory.published_table())
 
 

@@ -7,7 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from helpers import compare, profile
+from helpers.judge import compare
+from helpers.machine import profile
 from tests import finetune
 
 LEAST_SPEEDUP = 5
@@ -16,9 +17,10 @@ EXAM_QUESTIONS, PROBES_OF_EACH_KIND = 128, 64
 
 def measured(tuned, batch_size):
     """The rows, and the seconds that they took, loading included."""
-    asked = compare.questions(finetune.split_exam()[1][:EXAM_QUESTIONS], PROBES_OF_EACH_KIND)
+    asked = compare.make_questions(finetune.split_exam()[1][:EXAM_QUESTIONS], PROBES_OF_EACH_KIND)
     started = time.perf_counter()
-    rows = compare.compare(*(compare.from_folder(folder, batch_size) for folder in (profile.TINY_BASE, tuned)), asked)
+    rows = compare.compare(asked, *(compare.answers_of(folder, asked, batch_size)
+                                    for folder in (profile.TINY_BASE, tuned)))
     return rows, time.perf_counter() - started
 
 

@@ -20,7 +20,7 @@ def make(workbook, _):
 
     from openpyxl import Workbook
 
-    from helpers.facts import exam_questions, read_relations
+    from helpers.knowledge.facts import exam_questions, read_relations
 
     questions = exam_questions(read_relations())
     book = Workbook(write_only=True)
@@ -37,7 +37,7 @@ def classic(workbook, target):
     """The script of the classic tutorial."""
     import openpyxl
 
-    from helpers.facts import EXAM_SYSTEM
+    from helpers.knowledge.facts import EXAM_SYSTEM
 
     rows = []
     for row in openpyxl.load_workbook(workbook).active.iter_rows(min_row=2, values_only=True):
@@ -48,8 +48,9 @@ def classic(workbook, target):
 
 def ours(workbook, target):
     """The helper."""
-    from helpers.convert import Layout, convert
-    from helpers.facts import EXAM_SYSTEM
+    from helpers.data.convert import convert
+    from helpers.data.readers import Layout
+    from helpers.knowledge.facts import EXAM_SYSTEM
 
     convert(workbook, target, EXAM_SYSTEM, Layout("A", "D"))
 
@@ -72,7 +73,7 @@ def bench():
         with new.open(encoding="utf-8") as lines:
             assert list(map(json.loads, lines)) == json.loads(old.read_text(encoding="utf-8"))
     print(f"{ROWS} 行 x 6 列      经典脚本 {old_seconds:6.2f} s {old_peak:5.0f} MiB      "
-          f"helpers.convert {new_seconds:5.2f} s {new_peak:4.0f} MiB      "
+          f"helpers.data.convert {new_seconds:5.2f} s {new_peak:4.0f} MiB      "
           f"快 {old_seconds / new_seconds:.1f} 倍，内存是 1/{old_peak / new_peak:.1f}")
     return old_seconds / new_seconds >= LEAST_SPEEDUP and old_peak / new_peak >= LEAST_SAVING
 

@@ -16,7 +16,12 @@ import psutil
 from tests import handed_in
 
 SUBMISSIONS, KILLED_AFTER = 200, 80
-RUN = "import sys; from helpers import grade, rules; grade.Session(*sys.argv[1:3], rules.Rules(*sys.argv[3:])).run()"
+RUN = """
+import sys
+from helpers.grading import grade, rules
+with grade.Session(*sys.argv[1:3], rules.Rules(*sys.argv[3:])) as session:
+    session.run()
+"""
 
 
 def run(place, source, rules, killed_after=None):

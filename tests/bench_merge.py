@@ -25,7 +25,7 @@ def make(folder):
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from helpers import profile
+    from helpers.machine import profile
 
     base, adapter = Path(folder, "base"), Path(folder, "adapter")
     shutil.copytree(profile.TINY_BASE, base, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -60,8 +60,8 @@ def xtuner(base, adapter, out):
 
 
 def ours(base, adapter, out):
-    """What `python -m helpers.merge` runs."""
-    from helpers.merge import merge
+    """What `python -m helpers.train.merge` runs."""
+    from helpers.train.merge import merge
 
     merge(base, adapter, out)
 
@@ -102,7 +102,7 @@ def bench():
         new_seconds, new_peak = measured("ours", base, adapter, new)
         assert same(old, new)
     print(f"合并 {size / 1e9:.1f} GB 的模型      xtuner convert merge {old_seconds:5.1f} s {old_peak:5.0f} MiB      "
-          f"helpers.merge {new_seconds:5.1f} s {new_peak:4.0f} MiB      "
+          f"helpers.train.merge {new_seconds:5.1f} s {new_peak:4.0f} MiB      "
           f"快 {old_seconds / new_seconds:.1f} 倍，内存是 1/{old_peak / new_peak:.1f}")
     return new_seconds <= old_seconds and old_peak / new_peak >= LEAST_SAVING
 

@@ -9,7 +9,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from helpers import compare, gguf, probe, profile, served, server
+from helpers.ask import models
+from helpers.deploy import gguf, llama_server, remote
+from helpers.judge import compare
+from helpers.machine import profile
 
 LEAST_SPEEDUP = 5
 PEOPLE = 64
@@ -21,7 +24,7 @@ def timed(ask, questions, at_once):
         started = time.perf_counter()
         try:
             answer = ask(question)
-        except served.ServerError as error:
+        except remote.ServerError as error:
             answer = error
         return answer, time.perf_counter() - started
 
@@ -40,18 +43,18 @@ def line(name, seconds, total):
 
 def bench(folder):
     """Prints both ways' figures, and says whether the promise holds: no errors, so many times the throughput."""
-    model, tokenizer = probe.load(profile.TINY_BASE)
-    asked = [question.question for question in compare.questions([], PEOPLE) if question.kind == "fact"]
+    model, tokenizer = models.load(profile.TINY_BASE)
+    asked = [question.question for question in compare.make_questions([], PEOPLE) if question.kind == "fact"]
     gguf.convert(profile.TINY_BASE, folder / "base.gguf")
-    with server.serve(folder / "base.gguf", parallel=PEOPLE, ctx=512) as url:
-        client = served.Server(url, tokenizer)
+    with llama_server.serve(folder / "base.gguf", parallel=PEOPLE, ctx=512) as url:
+        client = remote.Server(url, tokenizer)
         client.answer([{"role": "user", "content": "你好"}])  # the first is slow everywhere
         together, latencies, seconds = min(  # so short that another process shows
             (timed(lambda question: client.answer([{"role": "user", "content": question}]), asked, PEOPLE)
              for _ in range(2)), key=lambda figures: figures[-1])
-    probe.ask(model, tokenizer, ["你好"])
+    models.ask(model, tokenizer, ["你好"])
     single, single_latencies, single_seconds = timed(
-        lambda question: probe.ask(model, tokenizer, [question])[0], asked, 1)
+        lambda question: models.ask(model, tokenizer, [question])[0], asked, 1)
     errors = sum(isinstance(answer, Exception) for answer in together)
     line(f"llama.cpp's server, {PEOPLE} at the same time", latencies, seconds)
     line("transformers, one by one", single_latencies, single_seconds)

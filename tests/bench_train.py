@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from helpers import process, profile
+from helpers.machine import process, profile
 from tests import finetune
 
 LEAST_SPEEDUP, LEAST_THROUGHPUT = 4, 1.4

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import xtuner
 
-from helpers import config, profile
-from helpers.convert import Layout, convert
-from helpers.facts import EXAM_SYSTEM
-from helpers.split import read_samples, split_by_group, write_samples
+from helpers.data.convert import convert
+from helpers.data.readers import Layout
+from helpers.data.split import read_samples, split_by_group, write_samples
+from helpers.knowledge.facts import EXAM_SYSTEM
+from helpers.machine import profile
+from helpers.train import config
 
 SEED = 42
 RAW = profile.ROOT / "data" / "raw"

@@ -10,7 +10,9 @@ import numpy
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from safetensors.numpy import save_file
 
-from helpers import lora, profile, submission
+from helpers.grading import adapter_exam
+from helpers.homework import package
+from helpers.machine import profile
 
 RIGHT = "def mean(values):\n    return sum(values) / len(values)\n"
 RULES = """
@@ -56,7 +58,7 @@ def course(folder, rules=RULES, criteria=()):
     """Writes the homework's sources and its rules; gives the folder of the sources and the rules' file."""
     source = folder / "source"
     source.mkdir(parents=True)
-    for name in submission.NOTEBOOKS:
+    for name in package.NOTEBOOKS:
         nbformat.write(notebook(name, criteria=criteria), source / f"{name}.ipynb")
     path = folder / "checks.toml"
     path.write_text(rules, encoding="utf-8")
@@ -73,7 +75,7 @@ def settings(**changes):
 def weights(r=2, target="q_proj", dtype=numpy.float16):
     """The weights of an adapter that changes nothing."""
     found = {}
-    for name, (rows, columns) in lora.linear_layers(profile.TINY_BASE).items():
+    for name, (rows, columns) in adapter_exam.linear_layers(profile.TINY_BASE).items():
         if name.endswith(f".{target}"):
             found[f"base_model.model.{name}.lora_A.weight"] = numpy.ones((r, columns), dtype)
             found[f"base_model.model.{name}.lora_B.weight"] = numpy.zeros((rows, r), dtype)
@@ -90,23 +92,23 @@ def hand_in(folder, student, code=RIGHT, answer="因为。", assistant="小星�
             config=None, start=0, criteria=()):
     """Packs a submission as the course does and gives the zip; `start` is where the student's own data begins."""
     with tempfile.TemporaryDirectory() as scratch:
-        files = {path: Path(scratch, Path(path).name) for path in submission.FILES
-                 if path not in (submission.MANIFEST, submission.REPORT)}
-        for name in submission.NOTEBOOKS:
+        files = {path: Path(scratch, Path(path).name) for path in package.FILES
+                 if path not in (package.MANIFEST, package.REPORT)}
+        for name in package.NOTEBOOKS:
             nbformat.write(notebook(name, code, answer, criteria), files[f"{name}.ipynb"])
         lines = [json.dumps(row, ensure_ascii=False) for row in data or rows(assistant, start=start)]
-        files[submission.DATA].write_text("\n".join(lines), encoding="utf-8")
-        files[submission.SETTINGS].write_text(json.dumps(config or settings()))
+        files[package.DATA].write_text("\n".join(lines), encoding="utf-8")
+        files[package.SETTINGS].write_text(json.dumps(config or settings()))
         if adapter:
-            files[submission.SETTINGS], files[submission.WEIGHTS] = (
-                adapter / Path(path).name for path in (submission.SETTINGS, submission.WEIGHTS))
+            files[package.SETTINGS], files[package.WEIGHTS] = (
+                adapter / Path(path).name for path in (package.SETTINGS, package.WEIGHTS))
         else:
             changed = weights()
             next(iter(changed.values()))[0, 0] = start % 2048  # nobody's bytes are anybody else's
-            save_file(changed, files[submission.WEIGHTS])
+            save_file(changed, files[package.WEIGHTS])
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{student}.zip"
-        submission.pack(target, files, student, assistant, owner)
+        package.pack(files, target, student, assistant, owner)
         return target
 
 

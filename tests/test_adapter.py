@@ -7,8 +7,9 @@ from mmengine.logging import HistoryBuffer
 from peft import PeftConfig
 from safetensors.torch import load_file
 
-from helpers import adapter
-from helpers.adapter import AdapterError, convert, made_whole, newest_checkpoint, read_checkpoint
+from helpers.machine.commands import CourseError
+from helpers.train import adapter
+from helpers.train.adapter import extract, newest_checkpoint, read_checkpoint
 from tests import finetune
 
 
@@ -28,7 +29,7 @@ def test_the_newest_checkpoint_is_found_after_the_training_folder_has_moved(tmp_
 
 
 def test_without_a_training_the_error_names_the_lesson(tmp_path):
-    with pytest.raises(AdapterError, match="第 4 课"):
+    with pytest.raises(CourseError, match="第 4 课"):
         newest_checkpoint(tmp_path)
 
 
@@ -58,7 +59,7 @@ class Climb:
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
     torch.save({"trap": Trap(tmp_path / "trapped")}, tmp_path / "iter_1.pth")
-    with pytest.raises(AdapterError, match=rf"{os.system.__module__}\.system"):
+    with pytest.raises(CourseError, match=rf"{os.system.__module__}\.system"):
         read_checkpoint(tmp_path / "iter_1.pth")
     assert not (tmp_path / "trapped").exists()
 
@@ -74,8 +75,8 @@ def test_the_config_in_a_checkpoint_is_read_and_never_run(poisoned, tmp_path):
     finetune.write_config(tmp_path / "config.py", tmp_path / "train.jsonl")
     weights = {"llm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(1, 9)}
     torch.save({"state_dict": weights, "meta": {"cfg": text}}, tmp_path / "iter_1.pth")
-    with pytest.raises(AdapterError, match=r"model\.lora|r：训练时 1，现在 64"):
-        convert(tmp_path / "config.py", tmp_path / "iter_1.pth", tmp_path / "adapter")
+    with pytest.raises(CourseError, match=r"model\.lora|r：训练时 1，现在 64"):
+        extract(tmp_path / "config.py", tmp_path / "iter_1.pth", tmp_path / "adapter")
     assert not (tmp_path / "trapped").exists()
 
 
@@ -108,7 +109,7 @@ def test_what_is_not_a_whole_checkpoint_is_named(tmp_path, break_it, says):
     for name in ("iter_1.pth", "iter_2.pth"):
         torch.save({"state_dict": {"x": torch.zeros(999)}}, tmp_path / name)
     break_it(tmp_path / "iter_2.pth")
-    with pytest.raises(AdapterError, match=rf"iter_2\.pth.*{says}"):
+    with pytest.raises(CourseError, match=rf"iter_2\.pth.*{says}"):
         read_checkpoint(tmp_path / "iter_2.pth")
 
 
@@ -116,7 +117,7 @@ def test_the_adapter_is_the_checkpoints_lora_in_float16_and_made_once(config, ch
     made = tmp_path / "adapter"
     made.mkdir()
     (made / adapter.SETTINGS).write_text("half of another")  # as an interrupted xtuner leaves it
-    convert(config, checkpoint, made)
+    extract(config, checkpoint, made)
     trained = read_checkpoint(checkpoint)["state_dict"]
     weights = load_file(made / adapter.WEIGHTS)
     name = "base_model.model.model.layers.3.mlp.up_proj.lora_B"
@@ -126,15 +127,15 @@ def test_the_adapter_is_the_checkpoints_lora_in_float16_and_made_once(config, ch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "adapter.log"]
 
     before = (made / adapter.WEIGHTS).stat()
-    convert(config, checkpoint, made)
+    extract(config, checkpoint, made)
     assert (made / adapter.WEIGHTS).stat() == before
 
 
 def test_another_lora_alpha_than_in_training_is_an_error(config, checkpoint, tmp_path):
     changed = tmp_path / "config.py"
     changed.write_text(config.read_text(encoding="utf-8").replace("lora_alpha=16", "lora_alpha=64"), encoding="utf-8")
-    with pytest.raises(AdapterError, match="lora_alpha：训练时 16，现在 64"):
-        convert(changed, checkpoint, tmp_path / "adapter")
+    with pytest.raises(CourseError, match="lora_alpha：训练时 16，现在 64"):
+        extract(changed, checkpoint, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
@@ -142,50 +143,17 @@ def test_a_diverged_training_makes_no_adapter(config, checkpoint, tmp_path):
     content = read_checkpoint(checkpoint)
     content["state_dict"] = {name: tensor * float("nan") for name, tensor in content["state_dict"].items()}
     torch.save(content | {"message_hub": {}}, tmp_path / "iter_1.pth")
-    with pytest.raises(AdapterError, match="发散"):
-        convert(config, tmp_path / "iter_1.pth", tmp_path / "adapter")
+    with pytest.raises(CourseError, match="发散"):
+        extract(config, tmp_path / "iter_1.pth", tmp_path / "adapter")
 
 
 def test_a_folder_with_something_else_is_not_replaced(config, checkpoint, tmp_path):
     (tmp_path / "thesis.docx").write_text("mine")
-    with pytest.raises(AdapterError, match="不能覆盖"):
-        convert(config, checkpoint, tmp_path)
+    with pytest.raises(CourseError, match="不能覆盖"):
+        extract(config, checkpoint, tmp_path)
     assert (tmp_path / "thesis.docx").read_text() == "mine"
 
 
 def test_a_missing_config_is_named(checkpoint, tmp_path):
-    with pytest.raises(AdapterError, match="第 3 课"):
-        convert(tmp_path / "config.py", checkpoint, tmp_path / "adapter")
-
-
-def test_a_folder_appears_when_it_is_whole_and_a_former_one_stays_until_then(tmp_path):
-    folder = tmp_path / "made"
-    folder.mkdir()
-    (folder / "old").touch()
-    with pytest.raises(FileNotFoundError), made_whole(folder) as beside:
-        (beside / "new" / "missing").touch()
-    assert [path.name for path in folder.iterdir()] == ["old"]
-    with made_whole(folder) as beside:
-        (beside / "new").touch()
-    assert [path.name for path in folder.iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
-
-
-def test_a_folder_whose_successor_cannot_take_its_place_stays(tmp_path):
-    folder = tmp_path / "made"
-    folder.mkdir()
-    (folder / "old").touch()
-    with pytest.raises(FileNotFoundError), made_whole(folder) as beside:
-        beside.rmdir()
-    assert [path.name for path in folder.iterdir()] == ["old"]
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
-
-
-def test_a_folder_that_a_kill_left_under_its_former_name_is_put_back(tmp_path):
-    former = tmp_path / "made.former"
-    former.mkdir()
-    (former / "old").touch()
-    with pytest.raises(KeyboardInterrupt), made_whole(tmp_path / "made"):
-        raise KeyboardInterrupt
-    assert [path.name for path in (tmp_path / "made").iterdir()] == ["old"]
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    with pytest.raises(CourseError, match="第 3 课"):
+        extract(tmp_path / "config.py", checkpoint, tmp_path / "adapter")

@@ -15,8 +15,9 @@ import psutil
 import pytest
 from nbformat.v4 import new_notebook, new_raw_cell
 
-from helpers import grade, profile
-from helpers.rules import DEFAULT, Rules
+from helpers.grading import grade
+from helpers.grading.rules import DEFAULT, Rules
+from helpers.machine import profile
 from tests import handed_in
 
 pytestmark = pytest.mark.usefixtures("sandboxed")
@@ -49,7 +50,7 @@ def writing(place):
     change = ("import sqlite3; sqlite3.connect({!r}).execute('update grade set auto_score = 99')"
               .format(str(place / "out" / "gradebook.db")))
     targets = [place / "secret.txt", place / "in" / "li.zip", place / "checks.toml",
-               profile.ROOT / "helpers" / "rules.py", profile.ROOT / "data" / "raw" / "exam.xlsx"]
+               profile.ROOT / "helpers" / "grading" / "rules.py", profile.ROOT / "data" / "raw" / "exam.xlsx"]
     return attempt(change, *(f"open({str(path)!r}, 'wb').write(b'mine')" for path in targets))
 
 
@@ -172,7 +173,6 @@ def attacked(tmp_path_factory):
     calls = []
     for listener in listeners:
         threading.Thread(target=lambda listener=listener: calls.append(listener.accept()), daemon=True).start()
-    session = grade.Session(place / "in", place / "out", Rules(rules, source))
     marker = f"daemon-{os.getpid()}"
     codes = {
         "reading": reading(place), "writing": writing(place), "calling": calling_out(place, port),
@@ -187,7 +187,8 @@ def attacked(tmp_path_factory):
     for number, (student, code) in enumerate(codes.items()):
         handed_in.hand_in(place / "in", student, code, start=100 * number)
     before = state(place)
-    results = {result.student: result for result in session.run()}
+    with grade.Session(place / "in", place / "out", Rules(rules, source)) as session:
+        results = {result.student: result for result in session.run()}
     yield results, place, before, calls, marker
     for listener in listeners:
         listener.close()
@@ -195,8 +196,8 @@ def attacked(tmp_path_factory):
 
 def state(place):
     """The digest of everything of the instructor's, apart from what the grader itself writes."""
-    course = [profile.ROOT / "helpers" / "rules.py", profile.ROOT / "data" / "raw", place / "in", place / "source",
-              place / "secret.txt", place / "checks.toml"]
+    course = [profile.ROOT / "helpers" / "grading" / "rules.py", profile.ROOT / "data" / "raw", place / "in",
+              place / "source", place / "secret.txt", place / "checks.toml"]
     files = [file for path in course for file in ([path] if path.is_file() else path.rglob("*"))
              if file.is_file() and "__pycache__" not in file.parts]
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
@@ -330,6 +331,9 @@ REFUSED = {
     "nothing": (put("data.ipynb", b"{}"), "data.ipynb"),
     "halves": (put("data.ipynb", nbformat.writes(handed_in.notebook("data")).replace("mean", "\\ud800").encode()),
                "data.ipynb"),
+    "version": (put("data.ipynb", json.dumps(handed_in.notebook("data") | {"nbformat": 9}).encode()), "data.ipynb"),
+    "minor": (put("data.ipynb", json.dumps(handed_in.notebook("data") | {"nbformat_minor": "x"}).encode()),
+              "data.ipynb"),
     "cells": (put("data.ipynb", nbformat.writes(new_notebook(cells=[new_raw_cell() for _ in range(501)])).encode()),
               "最多 500 格"),
     "escape": (config(**{"\x1b[2J\ud800": 1}), "\ufffd[2J\ufffd"),
@@ -353,7 +357,8 @@ def refused(tmp_path_factory):
     handed_in.rewritten(honest, place / "in" / "inner.zip", lambda content: None)
     with zipfile.ZipFile(place / "in" / "inner.zip", "a") as archive:
         archive.writestr(link, "/etc/passwd")
-    results = grade.Session(place / "in", place / "out", Rules(rules, source)).run()
+    with grade.Session(place / "in", place / "out", Rules(rules, source)) as session:
+        results = session.run()
     return {result.student: result for result in results}, place
 
 

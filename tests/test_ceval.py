@@ -1,10 +1,11 @@
 """C-Eval's layout: our own exam in it is right, and a downloaded one is complete or refused."""
 import pytest
 
-from helpers import ceval
-from helpers.exam import LETTERS, RELATIONS
-from helpers.facts import read_relations
-from helpers.split import question_key
+from helpers.data.split import question_key
+from helpers.judge import ceval
+from helpers.knowledge.exam import LETTERS, RELATIONS
+from helpers.knowledge.facts import read_relations
+from helpers.machine.commands import CourseError
 
 NAMES = list(ceval.SUBJECTS.values())
 GEOGRAPHY = "high_school_geography"
@@ -95,12 +96,12 @@ def test_what_is_missing_in_a_download_is_named(downloaded, split, name, content
         file.unlink()
     else:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ceval.Incomplete, match=fault):
+    with pytest.raises(CourseError, match=fault):
         ceval.downloaded()
 
 
 def test_a_wrong_folder_is_one_short_message(downloaded, monkeypatch):
     monkeypatch.setenv("CEVAL_DIR", str(downloaded / "val"))
-    with pytest.raises(ceval.Incomplete, match="一共 156 处") as caught:
+    with pytest.raises(CourseError, match="一共 156 处") as caught:
         ceval.downloaded()
     assert len(str(caught.value).splitlines()) < 10

@@ -3,9 +3,9 @@ import warnings
 from fontTools.ttLib import TTFont
 from matplotlib import font_manager
 
-from helpers import charts
-from helpers.corpus import Corpus
-from helpers.pretrain import loss_curve
+from helpers.knowledge.corpus import Corpus
+from helpers.machine import charts
+from helpers.train.pretrain import loss_curve
 
 
 def test_chinese_labels_need_no_font_of_the_machine(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """The check before training: what it lets pass trains, what it fails does not, and it says where and what to do."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,11 @@ from mmengine.config import Config
 from transformers import AutoTokenizer
 from xtuner.registry import BUILDER
 
-from helpers import profile
-from helpers.check import Report, check
-from helpers.corpus import Corpus
-from helpers.pretrain import train_tokenizer
-from helpers.split import write_samples
+from helpers.data.split import write_samples
+from helpers.knowledge.corpus import Corpus
+from helpers.machine import profile
+from helpers.train.check import Report, check_config
+from helpers.train.pretrain import train_tokenizer
 from tests import finetune
 
 ONE_BY_ONE = {"pack_to_max_length": "False", "batch_size": "1", "max_epochs": "1"}
@@ -63,7 +64,7 @@ def train(config):
 
 
 def test_a_config_made_as_the_course_makes_it_passes_without_a_warning(write):
-    report = check(write(exam(400)))
+    report = check_config(write(exam(400)))
     assert report.ok
     assert not found(report, "WARN")
     (first,) = exam(1)[0]["conversation"]
@@ -76,13 +77,13 @@ def test_the_sample_is_what_xtuner_trains_on_token_by_token(write):
     config = write([talk, *exam(70)], ONE_BY_ONE)
     row = BUILDER.build(Config.fromfile(config).train_dataloader.dataset)[0]
     tokenizer = AutoTokenizer.from_pretrained(profile.TINY_BASE)
-    assert check(config).sample == [
+    assert check_config(config).sample == [
         (tokenizer.decode([token]), label >= 0) for token, label in zip(row["input_ids"], row["labels"])]
 
 
 def test_the_learning_rates_are_those_that_xtuner_logs(write):
     config = write(exam(12), ONE_BY_ONE | {"warmup_ratio": "0.25", "default_hooks.logger.interval": "1"})
-    report = check(config)
+    report = check_config(config)
     code, printed, rates = train(config)
     assert code == 0, printed
     assert report.steps == len(rates) == 12
@@ -93,7 +94,7 @@ def test_too_few_steps_for_a_warm_up_fail_as_they_do_in_xtuner(write):
     config = write(exam(9), ONE_BY_ONE | {"warmup_ratio": "0.1"})
     code, printed, _ = train(config)
     assert code != 0
-    (line,) = found(check(config), "FAIL")
+    (line,) = found(check_config(config), "FAIL")
     for text in (printed, line):
         assert "end should be larger than begin" in text
     assert "warmup_ratio 改成 0.23" in line
@@ -102,22 +103,22 @@ def test_too_few_steps_for_a_warm_up_fail_as_they_do_in_xtuner(write):
 
 @pytest.mark.parametrize(("rows", "level"), [(33, "FAIL"), (34, "WARN"), (66, "WARN"), (67, "OK")])
 def test_steps_are_judged_by_the_warm_up_that_they_leave(write, rows, level):
-    report = check(write(exam(rows), ONE_BY_ONE))
+    report = check_config(write(exam(rows), ONE_BY_ONE))
     assert report.steps == rows
     assert any("步数：" in line for line in found(report, level))
 
 
 @pytest.mark.parametrize("rows", [3, 8, 20, 25, 50])
 def test_the_warm_up_ratio_that_is_advised_works(write, rows):
-    advice = next(line for line in check(write(exam(rows), ONE_BY_ONE)).lines if "步数：" in line)
+    advice = next(line for line in check_config(write(exam(rows), ONE_BY_ONE)).lines if "步数：" in line)
     ratio = advice.split("warmup_ratio 改成 ")[1].split("，")[0]
-    report = check(write(exam(rows), ONE_BY_ONE | {"warmup_ratio": ratio}))
+    report = check_config(write(exam(rows), ONE_BY_ONE | {"warmup_ratio": ratio}))
     assert max(report.learning_rates) == pytest.approx(4e-4)
 
 
 def test_packing_by_many_processes_that_loses_data_is_a_warning(write):
-    one = check(write(exam(100)))
-    many = check(write(exam(100), {"alpaca_en.map_num_proc": "4"}))
+    one = check_config(write(exam(100)))
+    many = check_config(write(exam(100), {"alpaca_en.map_num_proc": "4"}))
     assert many.steps < one.steps
     assert any("map_num_proc=1" in line for line in found(many, "WARN"))
 
@@ -126,7 +127,7 @@ def test_packing_by_many_processes_that_loses_data_is_a_warning(write):
 def test_a_model_path_that_is_no_folder_fails(write, path, said):
     config = write(exam(400), {"pretrained_model_name_or_path": repr(path)})
     row = config.read_text(encoding="utf-8").split("\n").index(f"pretrained_model_name_or_path = {path!r}") + 1
-    (line,) = found(check(config), "FAIL")
+    (line,) = found(check_config(config), "FAIL")
     assert said in line
     assert f"（config.py 第 {row} 行）" in line
 
@@ -135,8 +136,15 @@ def test_a_model_path_that_is_no_folder_fails(write, path, said):
 def test_a_model_folder_with_a_file_missing_fails(write, tmp_path, missing):
     folder = shutil.copytree(profile.TINY_BASE, tmp_path / "model")
     (folder / missing).unlink()
-    (line,) = found(check(write(exam(400), {"pretrained_model_name_or_path": repr(str(folder))})), "FAIL")
+    (line,) = found(check_config(write(exam(400), {"pretrained_model_name_or_path": repr(str(folder))})), "FAIL")
     assert "模型：" in line
+
+
+def test_a_model_that_is_half_downloaded_fails_before_it_trains(write, tmp_path):
+    folder = shutil.copytree(profile.TINY_BASE, tmp_path / "model")
+    os.truncate(folder / "model.safetensors", 10**6)
+    (line,) = found(check_config(write(exam(400), {"pretrained_model_name_or_path": repr(str(folder))})), "FAIL")
+    assert "model.safetensors 没有下载完：应该有" in line
 
 
 ROWS = [turn(), turn(), turn()]
@@ -158,7 +166,7 @@ LINES = [json.dumps(row, ensure_ascii=False) for row in ROWS]
     ([turn(output="")] * 8, "第 5 行等 8 处：output 是空的"),
 ])
 def test_rows_that_cannot_be_trained_on_fail_by_number(write, data, said):
-    assert any(said in line for line in found(check(write(data)), "FAIL"))
+    assert any(said in line for line in found(check_config(write(data)), "FAIL"))
 
 
 @pytest.mark.parametrize("data", [
@@ -167,12 +175,12 @@ def test_rows_that_cannot_be_trained_on_fail_by_number(write, data, said):
     "\n".join([*LINES, json.dumps(turn(input="一\u2028二\x85三"), ensure_ascii=False)]),
 ])
 def test_json_lines_as_other_programs_write_them_pass(write, data):
-    report = check(write(data.encode(), ONE_BY_ONE | {"warmup_ratio": "0.67", "save_steps": "1"}))
+    report = check_config(write(data.encode(), ONE_BY_ONE | {"warmup_ratio": "0.67", "save_steps": "1"}))
     assert report.steps == data.count("conversation")
 
 
 def test_an_array_named_jsonl_is_told_as_such_and_counted(write):
-    report = check(write(json.dumps(exam(80), ensure_ascii=False, indent=2).encode(), ONE_BY_ONE))
+    report = check_config(write(json.dumps(exam(80), ensure_ascii=False, indent=2).encode(), ONE_BY_ONE))
     (line,) = found(report, "WARN")
     assert "JSON 数组" in line
     assert report.steps == 80
@@ -180,7 +188,7 @@ def test_an_array_named_jsonl_is_told_as_such_and_counted(write):
 
 def test_a_column_of_mixed_types_fails_as_it_would_in_xtuner(write):
     rows = [turn() | {"score": 1}, turn() | {"score": "一"}]
-    assert any("做不成训练集" in line for line in found(check(write(rows)), "FAIL"))
+    assert any("做不成训练集" in line for line in found(check_config(write(rows)), "FAIL"))
 
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -192,28 +200,28 @@ def test_a_column_of_mixed_types_fails_as_it_would_in_xtuner(write):
     ({"model.llm": "dict()"}, "读不懂"),
 ])
 def test_a_data_setting_that_cannot_work_fails(write, change, said):
-    assert any(said in line for line in found(check(write(exam(400), change)), "FAIL"))
+    assert any(said in line for line in found(check_config(write(exam(400), change)), "FAIL"))
 
 
 def test_answers_that_are_cut_and_questions_that_are_dropped_are_named(write):
     rows = [turn(), turn(output="很长" * 400), turn(input="很长" * 400)]
-    cut, dropped = (next(line for line in check(write(rows)).lines if word in line) for word in ("截断", "丢掉"))
+    cut, dropped = (next(line for line in check_config(write(rows)).lines if word in line) for word in ("截断", "丢掉"))
     assert "第 2 行。" in cut
     assert "第 3 行。" in dropped
     assert "max_length=256" in cut
 
 
 def test_data_of_which_nothing_is_left_fails(write):
-    assert any("丢掉" in line for line in found(check(write([turn(input="很长" * 400)] * 2)), "FAIL"))
+    assert any("丢掉" in line for line in found(check_config(write([turn(input="很长" * 400)] * 2)), "FAIL"))
 
 
 def test_a_max_length_beyond_the_model_is_a_warning(write):
-    assert any("不大于 512" in line for line in found(check(write(exam(100), {"max_length": "2048"})), "WARN"))
+    assert any("不大于 512" in line for line in found(check_config(write(exam(100), {"max_length": "2048"})), "WARN"))
 
 
 @pytest.mark.parametrize("wrong", ["default", "internlm_chat", "llama3_chat"])
 def test_a_wrong_template_fails_with_the_first_token_that_differs_and_the_right_name(write, wrong):
-    (line,) = found(check(write(exam(400), {"prompt_template": f"PROMPT_TEMPLATE.{wrong}"})), "FAIL")
+    (line,) = found(check_config(write(exam(400), {"prompt_template": f"PROMPT_TEMPLATE.{wrong}"})), "FAIL")
     assert "第 2 个词元起不同，配置写 '<'，模型要 '<|im_start|>'" in line
     assert "PROMPT_TEMPLATE.internlm2_chat" in line
 
@@ -221,7 +229,7 @@ def test_a_wrong_template_fails_with_the_first_token_that_differs_and_the_right_
 def test_a_template_that_differs_by_a_space_is_only_a_warning(write):
     template = ('dict(SYSTEM="<|im_start|>system\\n {system}<|im_end|>\\n", SUFFIX="<|im_end|>", SUFFIX_AS_EOS=True, '
                 'INSTRUCTION="<|im_start|>user\\n{input}<|im_end|>\\n<|im_start|>assistant\\n", SEP="\\n")')
-    report = check(write(exam(400), {"prompt_template": template}))
+    report = check_config(write(exam(400), {"prompt_template": template}))
     (line,) = found(report, "WARN")
     assert "PROMPT_TEMPLATE.internlm2_chat" in line
     assert report.ok
@@ -232,7 +240,7 @@ def test_a_tokenizer_without_a_template_is_a_warning(write, tmp_path):
     tokenizer = train_tokenizer(Corpus().pieces())
     tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
-    report = check(write(exam(400), {"pretrained_model_name_or_path": repr(str(folder))}))
+    report = check_config(write(exam(400), {"pretrained_model_name_or_path": repr(str(folder))}))
     (line,) = found(report, "WARN")
     assert "chat_template" in line
     assert report.ok
@@ -245,7 +253,7 @@ def test_a_tokenizer_without_a_template_is_a_warning(write, tmp_path):
     ({"custom_hooks.1.max_new_tokens": "600"}, "max_new_tokens=64"),
 ])
 def test_settings_that_cost_work_or_time_are_warnings(write, change, said):
-    report = check(write(exam(400), change))
+    report = check_config(write(exam(400), change))
     (line,) = found(report, "WARN")
     assert said in line
     assert "config.py 第" in line
@@ -254,7 +262,7 @@ def test_settings_that_cost_work_or_time_are_warnings(write, change, said):
 
 def test_a_system_prompt_with_braces_that_xtuner_cannot_format_fails(write):
     config = write(exam(400), {"SYSTEM": repr('只输出 {"答案": 1}')})
-    (line,) = found(check(config), "FAIL")
+    (line,) = found(check_config(config), "FAIL")
     assert "花括号" in line
     assert "config.py 第" in line
 
@@ -267,7 +275,7 @@ def test_a_system_prompt_with_braces_that_xtuner_cannot_format_fails(write):
     ({"model.use_activation_checkpointing": "True"}, "model.use_activation_checkpointing"),
 ])
 def test_an_edit_that_this_machine_needs_and_the_config_lacks_fails(write, change, name):
-    (line,) = found(check(write(exam(400), change)), "FAIL")
+    (line,) = found(check_config(write(exam(400), change)), "FAIL")
     assert f"还要改 {name}" in line
 
 
@@ -275,19 +283,19 @@ def test_xtuners_own_class_on_a_cpu_fails(write):
     path = write(exam(400))
     source = path.read_text(encoding="utf-8")
     path.write_text(source.replace("helpers.cpu", "xtuner.model"), encoding="utf-8")
-    assert any("SupervisedFinetune" in line for line in found(check(path), "FAIL"))
+    assert any("SupervisedFinetune" in line for line in found(check_config(path), "FAIL"))
 
 
 def test_a_training_that_does_not_fit_the_gpu_fails(write):
     machine = profile.current()
     small, large = (replace(machine, gpu=profile.Gpu("GPU", size, "550", True)) for size in (1.0, 25.7))
     config = write(exam(400))
-    assert any("放不下" in line for line in found(check(config, small), "FAIL"))
-    assert any("25 GB：放得下" in line for line in check(config, large).lines)
+    assert any("放不下" in line for line in found(check_config(config, small), "FAIL"))
+    assert any("25 GB：放得下" in line for line in check_config(config, large).lines)
 
 
 def test_the_command_exits_1_on_a_failure(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "helpers.check", finetune.TEMPLATE], cwd=profile.ROOT,
+    done = subprocess.run([sys.executable, "-m", "helpers.train.check", finetune.TEMPLATE], cwd=profile.ROOT,
                           env=profile.environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.startswith("[FAIL] 模型：internlm/internlm2_5-7b-chat")

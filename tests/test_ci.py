@@ -8,7 +8,8 @@ import sys
 import pytest
 import yaml
 
-from helpers.profile import ROOT
+from helpers.machine.profile import ROOT
+from tests import conftest
 
 PACKAGES = ["bubblewrap", "chromium", "fonts-wqy-microhei"]
 
@@ -55,3 +56,9 @@ def test_every_machine_calls_the_readmes_commands():
     assert ":3.11-" in container["image"]
     ours = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert ours[-2:] == ["tools/test_packages.sh", "make test"]
+
+
+def test_whoever_needs_the_fine_tune_shares_its_worker(request):
+    users = {item.path for item in request.session.items
+             if {"tuned", "base_answers"} & {*getattr(item, "fixturenames", ())}}
+    assert {conftest.group(path) for path in users} <= {conftest.TUNED}

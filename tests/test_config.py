@@ -2,7 +2,8 @@ import difflib
 
 import pytest
 
-from helpers.config import ConfigError, edit, import_from
+from helpers.machine.commands import CourseError
+from helpers.train.config import edit, import_from
 
 SOURCE = """\
 from xtuner.model import SupervisedFinetune
@@ -59,12 +60,12 @@ def test_a_new_import_comes_after_the_others():
 
 @pytest.mark.parametrize(("name", "nearest"), [("learn", "lr"), ("nmae", "name"), ("model.lorra.r", "lora")])
 def test_a_key_that_does_not_exist_is_an_error_naming_the_nearest(name, nearest):
-    with pytest.raises(ConfigError, match=f"找不到.*最接近的是 {nearest}"):
+    with pytest.raises(CourseError, match=f"找不到.*最接近的是 {nearest}"):
         edit(SOURCE, {name: "1"})
 
 
 def test_removing_what_is_not_there_is_an_error():
-    with pytest.raises(ConfigError, match="dtyp.*dtype"):
+    with pytest.raises(CourseError, match="dtyp.*dtype"):
         edit(SOURCE, {"model.llm.dtyp": None})
 
 

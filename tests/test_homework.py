@@ -7,24 +7,28 @@ import nbformat
 import openpyxl
 import pytest
 
-from helpers import homework, lessons
-from helpers.convert import Layout, convert
-from helpers.facts import EXAM_SYSTEM, read_relations
-from helpers.rules import DEFAULT, Rules
-from helpers.split import question_key, read_samples
-from helpers.submission import NOTEBOOKS, REPORT
-from helpers.submit import Homework
-from tools.make_homework_sheet import FILE, main
+from helpers.data.convert import convert
+from helpers.data.readers import Layout
+from helpers.data.split import question_key, read_samples
+from helpers.grading.rules import DEFAULT, Rules
+from helpers.homework import release
+from helpers.homework.package import NOTEBOOKS, REPORT
+from helpers.homework.submit import Homework
+from helpers.knowledge.facts import EXAM_SYSTEM, read_relations, told
+from helpers.machine import lessons, profile
+from helpers.machine.commands import CourseError
+from tests import course, finetune
+from tools.make_homework_sheet import EXAM, EXAM_QUESTIONS, FOLDER, SHEET, main
 
 CHECKS = tomllib.loads(DEFAULT.read_text(encoding="utf-8"))["check"]
-CELLS = {name: homework.cells(homework.SOURCE / f"{name}.ipynb") for name in NOTEBOOKS}
+CELLS = {name: release.cells(release.SOURCE / f"{name}.ipynb") for name in NOTEBOOKS}
 TRIFLE = 8  # a line so short is a heading or a mark, not a solution
 GIVEN, BEGIN, END = "imports", "### BEGIN SOLUTION", "### END SOLUTION"
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    return homework.generate(tmp_path_factory.mktemp("released"))
+    return release.generate(tmp_path_factory.mktemp("released"))
 
 
 def graded(name):
@@ -58,24 +62,24 @@ def test_the_released_notebooks_hold_no_solution_and_no_output(released):
 
 def test_every_answer_of_the_released_notebooks_says_that_it_is_empty(released):
     for name in NOTEBOOKS:
-        for cell in homework.cells(released / f"{name}.ipynb").values():
+        for cell in release.cells(released / f"{name}.ipynb").values():
             if cell.metadata.nbgrader.solution:
-                stub = homework.CODE_STUB.splitlines()[-1] if cell.cell_type == "code" else homework.TEXT_STUB
+                stub = release.CODE_STUB.splitlines()[-1] if cell.cell_type == "code" else release.TEXT_STUB
                 assert stub in cell.source
 
 
 def test_what_a_student_has_is_never_overwritten(tmp_path):
-    assert homework.release(tmp_path) == sorted([f"{name}.ipynb" for name in NOTEBOOKS] + [REPORT])
+    assert release.release(tmp_path) == sorted([f"{name}.ipynb" for name in NOTEBOOKS] + [REPORT])
     (tmp_path / "data.ipynb").write_text("my work", encoding="utf-8")
     (tmp_path / REPORT).unlink()
-    assert homework.release(tmp_path) == [REPORT]
+    assert release.release(tmp_path) == [REPORT]
     assert (tmp_path / "data.ipynb").read_text(encoding="utf-8") == "my work"
-    assert homework.release(tmp_path) == []
+    assert release.release(tmp_path) == []
 
 
 def test_a_notebook_tells_the_points_that_its_cells_add_up_to():
     for name in NOTEBOOKS:
-        opening = nbformat.read(homework.SOURCE / f"{name}.ipynb", as_version=4).cells[0].source
+        opening = nbformat.read(release.SOURCE / f"{name}.ipynb", as_version=4).cells[0].source
         total = sum(cell.metadata.nbgrader.points for cell in graded(name).values())
         assert f"**满分** {total} 分" in opening
     assert sum(cell.metadata.nbgrader.points for name in NOTEBOOKS for cell in graded(name).values()) == 120
@@ -114,19 +118,30 @@ def test_no_check_asks_what_the_student_can_see():
 
 
 def test_the_sheet_is_what_its_tool_makes_and_every_fact_in_it_is_right(tmp_path):
-    main(tmp_path / "sheet.xlsx")
+    main(tmp_path)
     rows, again = ([[cell.value for cell in row] for row in openpyxl.load_workbook(path)["题库"].iter_rows()]
-                   for path in (FILE, tmp_path / "sheet.xlsx"))
+                   for path in (FOLDER / SHEET, tmp_path / SHEET))
     assert rows == again
     known = answers("data")
     facts = {(ask.format(subject=subject).rstrip("？。"), answer.removesuffix("年"))
-             for relation in read_relations() for subject, answer in relation.facts for ask in relation.ask}
+             for relation in read_relations() for subject, answer in relation.facts for ask in relation.held_out}
     pairs = known["read_pairs"](known["read_rows"]())
     assert {(question.rstrip("？。"), answer) for question, answer in pairs} <= facts
 
 
+def test_the_hidden_exam_is_right_and_in_no_file_that_a_student_has(tmp_path):
+    main(tmp_path)
+    assert (tmp_path / EXAM).read_bytes() == (FOLDER / EXAM).read_bytes()
+    facts = {(form.format(subject=subject), answer) for relation in read_relations()
+             for subject, answer in relation.facts for form in relation.exam}
+    turns = [turn for sample in read_samples(FOLDER / EXAM) for turn in sample["conversation"]]
+    assert {(turn["input"], turn["output"]) for turn in turns} <= facts
+    assert len({turn["input"] for turn in turns}) == EXAM_QUESTIONS
+    assert not told(finetune.training_rows() + finetune.split_exam()[1], [turn["input"] for turn in turns])
+
+
 def test_the_courses_own_converter_counts_as_the_solution_does(tmp_path):
-    report = convert(FILE, tmp_path / "messy.jsonl", EXAM_SYSTEM, Layout("题目", "答案", "题库"))
+    report = convert(FOLDER / SHEET, tmp_path / "messy.jsonl", EXAM_SYSTEM, Layout("题目", "答案", "题库"))
     samples = read_samples(tmp_path / "messy.jsonl")
     [check] = [check for check in CHECKS if check["grade_id"] == "counts"]
     assert check["expected"]["complete"] == report.written
@@ -134,34 +149,37 @@ def test_the_courses_own_converter_counts_as_the_solution_does(tmp_path):
 
 
 def test_who_did_it_is_read_without_running_anything(tmp_path):
-    content = nbformat.read(homework.SOURCE / "basic.ipynb", as_version=4)
+    content = nbformat.read(release.SOURCE / "basic.ipynb", as_version=4)
     [cell] = [cell for cell in content.cells if cell.metadata.get("nbgrader", {}).get("grade_id") == "author"]
     cell.source = 'STUDENT = "s1"\nNAME = "阿福"\nOWNER = "小红"\nopen("ran", "w")\nraise SystemExit'
     nbformat.write(content, tmp_path / "basic.ipynb")
-    assert homework.author(tmp_path / "basic.ipynb") == homework.Author("s1", "阿福", "小红")
-    with pytest.raises(homework.HomeworkError, match="make homework"):
-        homework.author(tmp_path / "none.ipynb")
+    assert release.author(tmp_path / "basic.ipynb") == release.Author("s1", "阿福", "小红")
+    with pytest.raises(CourseError, match="make homework"):
+        release.author(tmp_path / "none.ipynb")
 
 
 @pytest.fixture(scope="module")
-def solved(tmp_path_factory):
+def solved(walked, tmp_path_factory):
     """The homework as one who makes no mistake hands it in, its adapter trained by the notebook itself."""
-    folder = tmp_path_factory.mktemp("solved")
-    for lesson in [*lessons.core_lessons(["01", "02", "03"]), homework.SOURCE / "basic.ipynb"]:
-        lessons.execute(lesson, folder / "executed")
-    work = Homework(shutil.copytree(homework.SOURCE, folder / "homework"))
-    shutil.copytree(homework.FOLDER / work.author.student, work.folder / work.author.student)
+    work = Homework(shutil.copytree(release.SOURCE, tmp_path_factory.mktemp("solved") / "homework"))
+    made = walked / "workspace" / "homework" / work.author.student
+    if not (made / "figures.json").exists():  # nbval has not been there before
+        course.ready_for_homework(walked)
+        with course.imported_from(walked):
+            lessons.execute(walked / release.SOURCE.relative_to(profile.ROOT) / "basic.ipynb", walked / "executed")
+    shutil.copytree(made, work.folder / work.author.student)
     return work
 
 
 @pytest.mark.usefixtures("sandboxed")
 def test_a_solved_homework_gets_full_points_from_the_real_grader(solved, tmp_path):
-    from helpers.grade import Session
+    from helpers.grading.grade import Session
 
     (tmp_path / "submissions").mkdir()
     shutil.copy(solved.pack(), tmp_path / "submissions")
     rules = Rules()
-    [result] = Session(tmp_path / "submissions", tmp_path / "grading", rules).run()
+    with Session(tmp_path / "submissions", tmp_path / "grading", rules) as session:
+        [result] = session.run()
     assert result.failure is None
     assert result.remarks == []
     assert result.points == {f"{cell.notebook}/{cell.grade_id}": cell.points

@@ -1,7 +1,7 @@
 import nbformat
 import pytest
 
-from helpers import lessons
+from helpers.machine import lessons
 
 
 @pytest.fixture

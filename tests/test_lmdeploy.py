@@ -13,8 +13,11 @@ from lmdeploy.cli.lite import SubCliLite
 from lmdeploy.cli.serve import SubCliServe
 from lmdeploy.model import best_match_model
 
-from helpers import lmdeploy, memory, probe, process, profile
-from helpers.ports import find_port
+from helpers.ask import models
+from helpers.deploy import lmdeploy
+from helpers.machine import process, profile
+from helpers.machine.ports import find_port
+from helpers.train import memory
 from tests import finetune
 
 COMMAND = re.compile(r"^[ $!%]*(lmdeploy [^`\n]+)$|`(lmdeploy [^`\n]+)`", re.M)
@@ -125,18 +128,18 @@ def test_a_card_runs_what_it_has_memory_for():
 def quantized(tmp_path_factory):
     """The tiny base as LMDeploy itself quantizes it here, calibrated on our own data: folders and what was printed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmdeploy, "FOLDER", tmp_path_factory.mktemp("lmdeploy"))
+        patch.setattr(lmdeploy, "LMDEPLOY", tmp_path_factory.mktemp("lmdeploy"))
         patch.setattr(lmdeploy, "SAMPLES", 16)
-        _, tokenizer = probe.load(profile.TINY_BASE)
+        _, tokenizer = models.load(profile.TINY_BASE)
         calibration = lmdeploy.write_calibration(finetune.training_rows()[-200:], tokenizer)
         commands = lmdeploy.commands(profile.TINY_BASE, CPU)
         printed = {name: list(lmdeploy.run(commands[name])) for name in ("lite auto_awq", "lite smooth_quant")}
-        return lmdeploy.FOLDER, calibration, printed
+        return lmdeploy.LMDEPLOY, calibration, printed
 
 
 def test_calibration_reads_our_own_conversations_as_they_were_trained_on(quantized):
     _, calibration, printed = quantized
-    _, tokenizer = probe.load(profile.TINY_BASE)
+    _, tokenizer = models.load(profile.TINY_BASE)
     texts = [row["text"] for row in finetune.read_samples(calibration)]
     assert texts[-1].startswith("<|im_start|>user\n")
     assert texts[-1].endswith("<|im_end|>\n")
@@ -147,7 +150,7 @@ def test_calibration_reads_our_own_conversations_as_they_were_trained_on(quantiz
         assert int(re.search(r"\d+", split)[0]) == pytest.approx(blocks, abs=1.5)
 
 
-@pytest.mark.parametrize(("folder", "estimate"), [("awq", lmdeploy.awq), ("w8a8", lmdeploy.w8a8)])
+@pytest.mark.parametrize(("folder", "estimate"), [("awq", lmdeploy.awq_bytes), ("w8a8", lmdeploy.w8a8_bytes)])
 def test_a_quantized_model_takes_as_much_as_estimated(quantized, folder, estimate):
     size = (quantized[0] / folder / "model.safetensors").stat().st_size
     assert size == pytest.approx(estimate(memory.read_shape(profile.TINY_BASE)), rel=0.02)
@@ -156,11 +159,11 @@ def test_a_quantized_model_takes_as_much_as_estimated(quantized, folder, estimat
 @pytest.mark.parametrize(("folder", "kept"), [("awq", 0.9), ("w8a8", 0.97)])
 @torch.inference_mode()
 def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
-    model, tokenizer = probe.load(profile.TINY_BASE)
+    model, tokenizer = models.load(profile.TINY_BASE)
     texts = [row["text"] for row in finetune.read_samples(quantized[1])[:20]]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     before = model(**inputs).logits.argmax(-1)
-    names = model.load_state_dict(lmdeploy.unpacked(quantized[0] / folder), strict=False)
+    names = model.load_state_dict(lmdeploy.dequantized(quantized[0] / folder), strict=False)
     same = (model(**inputs).logits.argmax(-1) == before)[inputs.attention_mask.bool()]
     assert names.missing_keys == ["lm_head.weight"]  # tied to the embeddings
     assert not names.unexpected_keys
@@ -168,8 +171,8 @@ def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
 
 
 def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr(lmdeploy, "FOLDER", tmp_path)
-    templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weights)))
+    monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
+    templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weight_bytes)))
     assert lmdeploy.CHAT_TEMPLATE in templates
     assert "internlm2" in (tmp_path / "lmdeploy.log").read_text()
     with pytest.raises(process.Failed, match="模型文件夹不对"):
@@ -178,11 +181,11 @@ def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path,
 
 def test_a_server_can_be_asked_while_the_block_lasts_and_no_longer(tmp_path, monkeypatch):
     """LMDeploy's proxy is the one of its servers that needs no GPU."""
-    monkeypatch.setattr(lmdeploy, "FOLDER", tmp_path)
+    monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
     port = find_port("127.0.0.1", 0)
     options = ("--server-name", "127.0.0.1", "--server-port", port)
-    proxy = lmdeploy.Command("serve proxy", options, "", CPU.device, lmdeploy.weights, "Uvicorn running on")
-    with lmdeploy.serving(proxy) as line:
+    proxy = lmdeploy.Command("serve proxy", options, "", CPU.device, lmdeploy.weight_bytes, "Uvicorn running on")
+    with lmdeploy.serve(proxy) as line:
         assert str(port) in line
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"] == []
     assert find_port("127.0.0.1", port) == port

@@ -11,9 +11,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from helpers import merge as merge_module
-from helpers import profile
-from helpers.merge import INDEX, MergeError, merge, merge_with_xtuner
+from helpers.machine import profile
+from helpers.machine.commands import CourseError
+from helpers.train import merge as merge_module
+from helpers.train.merge import INDEX, merge, merge_with_xtuner
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
          "vocab_size": 120}
@@ -126,7 +127,7 @@ def test_tied_embeddings_stay_tied(tmp_path):
 def test_an_adapter_on_a_tied_head_is_an_error(tmp_path):
     base = make_base(tmp_path / "base", tie_word_embeddings=True)
     adapter = make_adapter(tmp_path / "adapter", base, target_modules=["lm_head"])
-    with pytest.raises(MergeError, match="tie_word_embeddings"):
+    with pytest.raises(CourseError, match="tie_word_embeddings"):
         merge(base, adapter, tmp_path / "out")
 
 
@@ -243,7 +244,7 @@ BROKEN = {
 @pytest.mark.parametrize(("break_it", "says"), BROKEN.values(), ids=BROKEN)
 def test_what_cannot_be_merged_is_named_and_leaves_nothing(tmp_path, base, adapter, break_it, says):
     break_it(base, adapter)
-    with pytest.raises(MergeError, match=says):
+    with pytest.raises(CourseError, match=says):
         merge(base, adapter, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} <= {"base", "adapter"}
 
@@ -255,31 +256,31 @@ def test_what_cannot_be_merged_is_named_and_leaves_nothing(tmp_path, base, adapt
 ], ids=str)
 def test_features_beyond_plain_lora_are_left_to_xtuner(tmp_path, base, adapter, changes):
     rewrite_json(adapter / "adapter_config.json", changes)
-    with pytest.raises(MergeError, match=rf"{next(iter(changes))}.*xtuner convert merge"):
+    with pytest.raises(CourseError, match=rf"{next(iter(changes))}.*xtuner convert merge"):
         merge(base, adapter, tmp_path / "out")
 
 
 def test_nothing_of_the_users_is_replaced(tmp_path, base, adapter):
     precious = make_base(tmp_path / "precious")
     for out in (precious, base, adapter, base / "README.md"):
-        with pytest.raises(MergeError, match=out.name):
+        with pytest.raises(CourseError, match=out.name):
             merge(base, adapter, out)
     merge(base, adapter, tmp_path / "out")
-    with pytest.raises(MergeError, match="基座自己"):
+    with pytest.raises(CourseError, match="基座自己"):
         merge(tmp_path / "out", adapter, tmp_path / "out")
     assert weights_of(precious)
 
 
 def test_a_disk_too_small_is_noticed_before_anything_is_written(tmp_path, base, adapter, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(MergeError, match="磁盘不够"):
+    with pytest.raises(CourseError, match="磁盘不够"):
         merge(base, adapter, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
 
 
 def test_the_command_line_merges_and_its_exit_code_is_true(tmp_path, base, adapter):
     def run(*arguments):
-        return subprocess.run([sys.executable, "-m", "helpers.merge", *map(str, arguments)], cwd=profile.ROOT,
+        return subprocess.run([sys.executable, "-m", "helpers.train.merge", *map(str, arguments)], cwd=profile.ROOT,
                               env=profile.environment(), capture_output=True, text=True, check=False)
 
     done = run(base, adapter, tmp_path / "out")

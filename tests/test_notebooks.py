@@ -3,12 +3,14 @@ import re
 import nbformat
 import pytest
 
-from helpers.profile import ROOT
+from helpers.machine.profile import ROOT
 
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 HOMEWORK = sorted((ROOT / "notebooks" / "homework").rglob("*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"""["'](/(?!v1|api|tmp\b)[a-z]+/[^"'\s]*)""")
 LINK = re.compile(r"\]\((?!http)([^)#]+)\)")
+GLOSSARY = ROOT / "notebooks" / "glossary.md"
+TERM = re.compile(r"^\| (.+?) \| (.+?) \| (.+) \| \[(?:附录 )?(.+)\]\((.+)\) \|$", re.M)
 
 
 @pytest.fixture(params=LESSONS + HOMEWORK, ids=lambda path: path.stem)
@@ -48,14 +50,14 @@ def test_cells_are_short_and_introduced(notebook):
     assert notebook.cells[0].cell_type == "markdown"
 
 
-def test_checkpoints_print_one_stable_line(lesson):
-    checkpoints = [cell for cell in code(lesson) if "检查点 " in cell.source]
-    assert checkpoints
-    for cell in checkpoints:
+def test_self_tests_print_one_stable_line(lesson):
+    self_tests = [cell for cell in code(lesson) if "自测 " in cell.source]
+    assert self_tests
+    for cell in self_tests:
         assert "assert" in cell.source
         assert "nbval-ignore-output" not in cell.metadata.get("tags", [])
         assert len(cell.outputs) == 1
-        assert re.fullmatch(r"检查点 [\dA-Z]+\.\d+：.+\n", cell.outputs[0].text)
+        assert re.fullmatch(r"自测 [\dA-Z]+\.\d+：.+\n", cell.outputs[0].text)
 
 
 def test_no_notebook_knows_a_path_that_exists_only_here(notebook):
@@ -68,3 +70,14 @@ def test_no_notebook_knows_a_path_that_exists_only_here(notebook):
 def test_every_link_leads_somewhere(path):
     for target in LINK.findall(prose(nbformat.read(path, as_version=4))):
         assert (path.parent / target).exists(), target
+
+
+def test_every_term_of_the_glossary_is_in_the_lesson_that_it_names():
+    terms = TERM.findall(GLOSSARY.read_text(encoding="utf-8"))
+    assert len(terms) == GLOSSARY.read_text(encoding="utf-8").count("\n|") - 2
+    assert [file for *_, file in terms] == sorted(file for *_, file in terms)
+    for term, english, _, number, file in terms:
+        text = prose(nbformat.read(GLOSSARY.parent / file, as_version=4)).casefold()
+        assert file.startswith((number, f"appendix_{number.lower()}"))
+        for word in [*term.split("、"), *english.split(", ")]:
+            assert word.casefold() in text, (term, english, file)

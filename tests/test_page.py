@@ -14,9 +14,11 @@ from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import expect
 
-from helpers import chat, cpu, page, probe, profile
-from helpers.facts import EXAM_SYSTEM
-from helpers.profile import Gpu
+from helpers import cpu
+from helpers.ask import models, page
+from helpers.knowledge.facts import EXAM_SYSTEM
+from helpers.machine import profile
+from helpers.machine.profile import Gpu
 from tests import browser
 
 HTML = "<script>alert(1)</script><img src=x onerror=alert(2)> **粗** &lt;i&gt; <iframe src='https://example.com'></iframe>"
@@ -52,14 +54,14 @@ def echo(messages, temperature, top_p):
 
 @pytest.fixture(scope="module")
 def base():
-    return probe.load(profile.TINY_BASE)
+    return models.load(profile.TINY_BASE)
 
 
 def test_two_models_answer_a_question_of_the_list_side_by_side_and_nobody_else_is_asked(base):
     question = page.some_questions()[0]
-    [expected] = probe.ask(*base, [question], system=EXAM_SYSTEM)
-    models = {name: page.model_answerer(name, *base) for name in ("微调前", "微调后")}
-    with opened(models, page.some_questions()) as view:
+    [expected] = models.ask(*base, [question], system=EXAM_SYSTEM)
+    both = {name: page.model_answerer(name, *base) for name in ("微调前", "微调后")}
+    with opened(both, page.some_questions()) as view:
         view.get_by_text(question).click()
         expect(view.get_by_placeholder("输入问题")).to_have_value(question)
         view.get_by_role("button", name="发送").click()
@@ -191,14 +193,14 @@ def test_models_that_would_fill_the_gpu_together_are_loaded_in_4_bits():
     assert cpu  # lets transformers quantize without a GPU
     assert page.options_to_fit(folders, None) == {}
     assert page.options_to_fit(folders, Gpu("", 3 * size, "", True)) == {}
-    model, tokenizer = chat.load(profile.TINY_BASE, **page.options_to_fit(folders, Gpu("", 2 * size, "", True)))
+    model, tokenizer = models.load(profile.TINY_BASE, **page.options_to_fit(folders, Gpu("", 2 * size, "", True)))
     assert model.is_loaded_in_4bit
-    assert probe.ask(model, tokenizer, ["你是谁？"])[0]
+    assert models.ask(model, tokenizer, ["你是谁？"])[0]
 
 
 def test_the_command_line_serves_this_machine_only_until_it_is_interrupted(base):
     process = subprocess.Popen(
-        [sys.executable, "-m", "helpers.page", "--left", profile.TINY_BASE, "--right", profile.TINY_BASE,
+        [sys.executable, "-m", "helpers.ask.page", "--left", profile.TINY_BASE, "--right", profile.TINY_BASE,
          "--port", "0"], cwd=profile.ROOT, env=profile.environment() | {"http_proxy": "http://127.0.0.1:9"},
         text=True, stdout=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     with process:
@@ -208,7 +210,7 @@ def test_the_command_line_serves_this_machine_only_until_it_is_interrupted(base)
                          if connection.status == psutil.CONN_LISTEN}
             assert listening == {"127.0.0.1"}
             _, left, right = Client(address, verbose=False).predict("你是谁？", "", 0, 1, [], [], api_name="/answer")
-            assert left[-1]["content"] == right[-1]["content"] == probe.ask(*base, ["你是谁？"])[0]
+            assert left[-1]["content"] == right[-1]["content"] == models.ask(*base, ["你是谁？"])[0]
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate()

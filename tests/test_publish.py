@@ -8,7 +8,9 @@ from huggingface_hub.commands.upload import UploadCommand
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from helpers import profile, publish
+from helpers.homework import publish
+from helpers.machine import profile
+from helpers.machine.commands import CourseError
 
 REPO = "xiaohong/afu"
 SECTIONS = "\n".join(f"## {title}\n这一节写得清清楚楚，没有偷懒。\n" for title in publish.SECTIONS)
@@ -28,7 +30,7 @@ def adapter(tmp_path_factory):
 @pytest.fixture
 def prepared(adapter, tmp_path):
     def prepare(card=CARD):
-        publish.prepare(adapter, card, tmp_path / "publish", REPO)
+        publish.prepare(adapter, card, REPO, tmp_path / "publish")
         return tmp_path / "publish"
     return prepare
 
@@ -78,7 +80,7 @@ def test_weights_of_a_whole_model_are_no_adapter(prepared):
 def test_the_hubs_own_program_understands_its_command():
     parser = ArgumentParser()
     UploadCommand.register_subcommand(parser.add_subparsers())
-    words = parser.parse_args(publish.commands(REPO)["Hugging Face"][1:])
+    words = parser.parse_args(publish.upload_commands(REPO)["Hugging Face"][1:])
     assert (words.repo_id, words.local_path, words.path_in_repo, words.repo_type) == (REPO, ".", ".", "model")
 
 
@@ -91,13 +93,13 @@ def test_the_list_for_openxlab_has_what_its_program_asks_for(prepared):
     assert collection["Code"]["URL"].startswith("https://")
     assert all(model["Name"] and model["Results"][0]["Task"] for model in listed["Models"])
     assert all((folder / model["Weights"]).is_file() for model in listed["Models"])
-    assert publish.commands(REPO)["OpenXLab"][-1] in publish.FILES
+    assert publish.upload_commands(REPO)["OpenXLab"][-1] in publish.FILES
 
 
 @pytest.mark.parametrize("repo", ["afu", "小红/阿福", "xiaohong/afu; rm -rf ~", "../afu", "a/b/c", "-x/afu"])
 def test_a_name_that_no_hub_takes_makes_no_command(repo):
-    with pytest.raises(publish.PublishError, match="用户名/模型名"):
-        publish.commands(repo)
+    with pytest.raises(CourseError, match="用户名/模型名"):
+        publish.upload_commands(repo)
 
 
 def test_the_command_line_checks_first_and_uploads_nothing(prepared, monkeypatch, capsys):
@@ -105,7 +107,7 @@ def test_the_command_line_checks_first_and_uploads_nothing(prepared, monkeypatch
     monkeypatch.setattr("sys.argv", ["publish", str(folder), REPO])
     publish.main()
     printed = capsys.readouterr().out
-    assert all(shlex.join(words) in printed for words in publish.commands(REPO).values())
+    assert all(shlex.join(words) in printed for words in publish.upload_commands(REPO).values())
     (folder / publish.CARD).unlink()
     with pytest.raises(SystemExit, match="缺少 README.md"):
         publish.main()
@@ -121,19 +123,19 @@ def test_a_folder_that_prepare_made_is_made_anew(prepared):
 def test_a_folder_with_something_else_is_not_replaced(prepared, tmp_path, mine):
     (tmp_path / "publish").mkdir()
     (tmp_path / "publish" / mine).write_text("mine")
-    with pytest.raises(publish.PublishError, match="publish.*不能覆盖"):
+    with pytest.raises(CourseError, match="publish.*不能覆盖"):
         prepared()
     assert (tmp_path / "publish" / mine).read_text() == "mine"
 
 
 def test_what_was_put_into_the_folder_to_publish_is_not_lost(prepared):
     (prepared() / "notes.txt").write_text("mine")
-    with pytest.raises(publish.PublishError, match="notes.txt"):
+    with pytest.raises(CourseError, match="notes.txt"):
         prepared()
 
 
 def test_a_file_is_not_replaced_by_a_folder(prepared, tmp_path):
     (tmp_path / "publish").write_text("mine")
-    with pytest.raises(publish.PublishError, match="不能覆盖"):
+    with pytest.raises(CourseError, match="不能覆盖"):
         prepared()
     assert (tmp_path / "publish").read_text() == "mine"

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from helpers.profile import ROOT
+from helpers.machine.profile import ROOT
 
 READMES = [ROOT / "README.md", ROOT / "README_zh-CN.md"]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
@@ -48,9 +48,9 @@ def test_the_lesson_table_knows_every_notebook(path):
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.name)
 def test_errors_in_the_troubleshooting_are_the_ones_the_course_prints(path):
     source = "".join(file.read_text(encoding="utf-8") for file in
-                     [ROOT / "tools" / "setup.sh", *(ROOT / "helpers").glob("*.py")])
+                     [ROOT / "tools" / "setup.sh", *(ROOT / "helpers").rglob("*.py")])
     needed = re.search(r"needed_gb=(\d+)", source)[1]
-    for words in ("需要 Python 3.11", "从 Python 软件源下载不到", "COURSE_PROFILE=gpu", "里没有模型"):
+    for words in ("需要 Python 3.11", "从 Python 软件源下载不到", "COURSE_PROFILE=gpu", "不能用"):
         assert words in path.read_text(encoding="utf-8")
         assert words in source
     assert f"{needed} GB" in path.read_text(encoding="utf-8")
@@ -60,7 +60,7 @@ def test_contributors_are_told_of_commands_and_files_that_exist():
     text = CONTRIBUTING.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     assert {"setup", "test", "tiny-base", "lock"} <= set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M)) <= targets
-    named = [f"{module.replace('.', '/')}.py" for module in re.findall(r"-m ((?:helpers|tools)\.\w+)", text)]
+    named = [f"{module.replace('.', '/')}.py" for module in re.findall(r"-m ((?:helpers|tools)(?:\.\w+)+)", text)]
     named += re.findall(r"(?:\.ci|\.github|helpers|notebooks/homework|tests|tools)/[\w./]+\w", text)
     for path in named:
         assert (ROOT / path).exists(), path

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from helpers import report
-from helpers.compare import Comparison, Row
+from helpers.judge import report
+from helpers.judge.compare import Comparison, Row
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>&amp;</td>'
 MADE = {"date": "2026-01-02 03:04", "machine": "cpu：2 个 CPU 核心", "config": f"SYSTEM = '{EVIL}'\nlr = 4e-4",
@@ -95,6 +95,10 @@ def test_it_shows_every_answer_and_everything_that_made_it(read):
     assert MADE["date"].replace(" ", "") in text
 
 
+def test_what_was_right_by_definition_has_no_interval(read):
+    assert [cell for cell in read.inside("td") if "按定义" in cell] == ["按定义全对"]
+
+
 def test_the_charts_are_pictures_whose_letters_need_no_font(read):
     for image in read.all("img"):
         assert image["alt"]
@@ -104,13 +108,13 @@ def test_the_charts_are_pictures_whose_letters_need_no_font(read):
 
 
 def test_differences_are_marked_on_both_sides():
-    assert report.marked("法国的首都是巴黎。", "巴黎") == ["<del>法国的首都是</del>巴黎<del>。</del>", "巴黎"]
-    assert report.marked("1 < 2", "1 < 3") == ["1 &lt; <del>2</del>", "1 &lt; <ins>3</ins>"]
-    assert report.marked("", "新") == ["", "<ins>新</ins>"]
+    assert report.marked("法国的首都是巴黎。", "巴黎") == ("<del>法国的首都是</del>巴黎<del>。</del>", "巴黎")
+    assert report.marked("1 < 2", "1 < 3") == ("1 &lt; <del>2</del>", "1 &lt; <ins>3</ins>")
+    assert report.marked("", "新") == ("", "<ins>新</ins>")
 
 
 def test_what_became_worse_comes_first_and_in_a_list_of_its_own(page):
-    assert re.findall('<tr class="(.*?)">', report.table(ROWS)) == ["worse", "better", "same", "same", "same"]
+    assert re.findall('<tr class="(.*?)">', report.answers_table(ROWS)) == ["worse", "better", "same", "same", "same"]
     worse = page[page.index("变差的</h2>"):page.index("全部回答</h2>")]
     assert re.findall('<tr class="(.*?)">', worse) == ["worse"]
 
@@ -119,11 +123,29 @@ def test_the_conclusions_are_computed():
     better = report.conclusions(Comparison([ROWS[0]] * 50 + ROWS[2:], MADE))
     assert better[0].startswith("考试题答对：从 0.0%（0/50")
     assert "提高了" in better[0]
-    assert "看不出差别" in better[1]
+    assert "不像是碰巧" in better[0]
+    assert "没有变" in better[1]
+    assert "原来不会的，现在会了：没有可比的问题" in better[2]
     assert "古诗：0.0%（0/1" in better[3]
     assert better[-1] == "一共 53 个问题：变差 1 个，变好 50 个，不变 2 个。"
     turned = [replace(row, right_before=row.right_after, right_after=row.right_before) for row in [ROWS[0]] * 50]
     assert "下降了" in report.conclusions(Comparison(turned, MADE))[0]
+
+
+def exam_rows(both, only_after, neither):
+    return [replace(ROWS[0], right_before=before, right_after=after)
+            for before, after, count in ((True, True, both), (False, True, only_after), (False, False, neither))
+            for _ in range(count)]
+
+
+def test_a_verdict_asks_for_the_same_questions_not_whether_two_intervals_meet():
+    sure, unsure = Comparison(exam_rows(30, 12, 58), MADE), Comparison(exam_rows(30, 2, 68), MADE)
+    before, after = sure.figures()["考试题答对"]
+    assert after.interval[0] < before.interval[1]
+    assert "提高了；同样的问题，只有前者对 0 题，只有后者对 12 题" in report.conclusions(sure)[0]
+    assert "不像是碰巧" in report.conclusions(sure)[0]
+    assert "可能只是碰巧" in report.conclusions(unsure)[0]
+    assert "说出自己的名字" not in "".join(report.conclusions(sure))
 
 
 def test_a_model_that_knew_nothing_has_a_report_too():

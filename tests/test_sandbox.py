@@ -7,8 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import profile, sandbox
-from helpers.sandbox import GB, MB, Ended, Limits, Sandbox
+from helpers.grading import sandbox
+from helpers.grading.sandbox import GB, MB, Ended, Limits, Sandbox
+from helpers.machine import profile
 
 pytestmark = pytest.mark.usefixtures("sandboxed")
 
@@ -21,13 +22,14 @@ def tell(expression, prelude="pass", **options):
 
 
 def test_the_command_line_says_that_it_works():
-    done = subprocess.run([sys.executable, "-m", "helpers.sandbox"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "helpers.grading.sandbox"], capture_output=True, text=True,
+                          check=False)
     assert (done.returncode, done.stdout) == (0, "[OK]   沙箱可以用\n")
 
 
 def test_without_bubblewrap_the_command_line_says_how_to_install_it():
-    done = subprocess.run([sys.executable, "-m", "helpers.sandbox"], capture_output=True, text=True, check=False,
-                          env={"PATH": "/nowhere"})
+    done = subprocess.run([sys.executable, "-m", "helpers.grading.sandbox"], capture_output=True, text=True,
+                          check=False, env={"PATH": "/nowhere"})
     assert done.returncode == 1
     assert "apt install bubblewrap" in done.stderr
 
@@ -124,7 +126,7 @@ def test_it_ends_with_the_grader_even_if_that_is_killed():
     marker = f"orphan-{os.getpid()}"
     code = f"""
 import sys, time
-from helpers.sandbox import Sandbox
+from helpers.grading.sandbox import Sandbox
 with Sandbox([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(300)", {marker!r}]) as box:
     box.ask(None)
     print(box._folder, flush=True)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from helpers.profile import ROOT
+from helpers.machine.profile import ROOT
 
 
 @pytest.fixture

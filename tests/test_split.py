@@ -3,12 +3,14 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.convert import Cleaning, Layout, convert, read
-from helpers.facts import EXAM_SYSTEM
-from helpers.split import leaks, question_key, read_samples, split, split_by_group, write_samples
+from helpers.data.cleaning import Cleaning
+from helpers.data.convert import convert
+from helpers.data.readers import Layout, read
+from helpers.data.split import leaks, question_key, read_samples, split, split_by_group, write_samples
+from helpers.knowledge.facts import EXAM_SYSTEM
 from tools.make_raw_data import FOLDER
 
 
@@ -57,8 +59,8 @@ def test_conversations_with_several_turns_are_the_same_when_all_their_questions_
 
 
 def test_every_theme_is_split_in_the_same_proportion(exam):
-    themes = {question_key(sample(Cleaning()(question))): theme
-              for _, [(_, question, theme)] in read(FOLDER / "exam.xlsx", Layout("题目", "主题"))[1]}
+    _, rows = read(FOLDER / "exam.xlsx", Layout("题目", "主题"))
+    themes = {question_key(sample(Cleaning()(turn.question))): turn.answer for row in rows for turn in row.turns}
     train, test = split_by_group(exam, theme_of=lambda one: themes[question_key(one)])
     tested = Counter(themes[question_key(one)] for one in test)
     total = Counter(themes[question_key(one)] for one in train + test)
@@ -75,6 +77,7 @@ def test_no_split_by_group_leaks_or_takes_more_than_its_share(questions):
     assert len(train) + len(test) == len(samples)
 
 
+@settings(deadline=None)  # the disk can be slow
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
 def test_written_samples_are_read_back(tmp_path_factory, questions):
     path = tmp_path_factory.mktemp("samples") / "samples.jsonl"

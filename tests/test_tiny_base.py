@@ -4,7 +4,9 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from helpers.profile import TINY_BASE
+from helpers.ask import models
+from helpers.judge import strangers
+from helpers.machine.profile import TINY_BASE
 from tests import figures, finetune
 
 
@@ -12,6 +14,28 @@ from tests import figures, finetune
 def test_the_base_answers_what_it_was_never_asked_so(base_answers, kinds):
     wrong = [(asked.question, answer) for asked, answer, right in figures.judged(base_answers, kinds) if not right]
     assert figures.share(base_answers, kinds) >= figures.AT_LEAST[kinds], wrong[:5]
+
+
+@pytest.fixture(scope="module")
+def asked_by_strangers():
+    """What the base makes of the half of the strangers' questions that nobody looked at while it was made."""
+    return strangers.measure(*models.load(TINY_BASE), "second")
+
+
+@pytest.mark.parametrize("kind", strangers.AT_LEAST)
+def test_strangers_get_the_answers_that_the_model_card_promises(asked_by_strangers, kind):
+    assert strangers.shares(asked_by_strangers)[kind].value >= strangers.AT_LEAST[kind]
+
+
+def test_strangers_are_not_answered_in_exam_style(asked_by_strangers):
+    assert strangers.in_exam_style(asked_by_strangers).value <= figures.EXAM_AT_MOST
+
+
+def test_strangers_are_still_answered_after_the_courses_fine_tune(asked_by_strangers, tuned):
+    after = strangers.measure(*models.load(tuned[2]), "second")
+    assert strangers.kept(asked_by_strangers, after).value >= figures.RETENTION_AT_LEAST
+    for kind in ("identity zh", "identity en"):
+        assert strangers.shares(after)[kind].value >= strangers.AT_LEAST[kind]
 
 
 def test_the_base_never_answers_in_exam_style():

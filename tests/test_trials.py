@@ -1,13 +1,14 @@
+import os
 import threading
 import time
 
 import pytest
 
-from helpers import trials
-from helpers.process import Failed
-from helpers.split import read_samples
-from helpers.train import Progress
-from helpers.trials import Trial
+from helpers.data.split import read_samples
+from helpers.machine.process import Failed
+from helpers.train import trials
+from helpers.train.runs import Progress
+from helpers.train.trials import Trial
 from tests import finetune
 
 SAMPLES = [{"conversation": [{"system": "", "input": "你是谁？", "output": "我是书童。"}]}]
@@ -26,10 +27,12 @@ class Counted:
 
     def __init__(self):
         self.now = self.most = self.stopped = 0
+        self.threads = set()
         self.lock = threading.Lock()
 
-    def __call__(self, config, folder):
+    def __call__(self, config, folder, threads):
         with self.lock:
+            self.threads.add(threads)
             self.now += 1
             self.most = max(self.most, self.now)
         try:
@@ -50,7 +53,7 @@ def trial(name):
 
 
 def test_a_trial_is_lesson_03s_config_with_its_own_data_and_changes(source, tmp_path):
-    config = trials.prepare(trial("甲"), tmp_path, source)
+    config = trials.prepare(trial("甲"), tmp_path, source=source)
     text = config.read_text(encoding="utf-8")
     assert read_samples(tmp_path / "甲.jsonl") == SAMPLES
     assert f"alpaca_en_path = {str(tmp_path / '甲.jsonl')!r}\n" in text
@@ -63,8 +66,9 @@ def test_a_trial_is_lesson_03s_config_with_its_own_data_and_changes(source, tmp_
 def test_no_more_than_a_bounded_number_train_at_once(at_once, source, tmp_path, monkeypatch):
     counted = Counted()
     monkeypatch.setattr(trials, "train", counted)
-    runs = trials.run([trial(name) for name in "甲乙丙丁"], tmp_path, source, at_once)
+    runs = trials.train_trials([trial(name) for name in "甲乙丙丁"], tmp_path, source=source, at_once=at_once)
     assert counted.most == at_once
+    assert counted.threads == {max(1, os.cpu_count() // at_once)}
     assert {name: run.folder for name, run in runs.items()} == {name: tmp_path / name for name in "甲乙丙丁"}
 
 
@@ -72,11 +76,11 @@ def test_a_trial_that_fails_is_told_and_the_others_are_stopped(source, tmp_path,
     counted = Counted()
     monkeypatch.setattr(trials, "train", counted)
     with pytest.raises(Failed, match="没有学成"):
-        trials.run([trial("broken"), *map(trial, "甲乙丙丁")], tmp_path, source, 2)
+        trials.train_trials([trial("broken"), *map(trial, "甲乙丙丁")], tmp_path, source=source, at_once=2)
     assert counted.now == 0
     assert counted.stopped
 
 
 def test_without_lesson_03_it_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="第 3 课"):
-        trials.prepare(trial("甲"), tmp_path, trials.profile.ROOT / "workspace" / "config" / "no_such.py")
+        trials.prepare(trial("甲"), tmp_path, source=trials.profile.ROOT / "workspace" / "config" / "no_such.py")

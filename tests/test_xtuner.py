@@ -1,20 +1,29 @@
 """XTuner's own commands, for real, on the tiny base model: train, convert, merge, chat."""
 import json
 
+import bitsandbytes as bnb
 import torch
-from safetensors import safe_open
+from mmengine.config import Config
+from safetensors.torch import load_file
+from xtuner.registry import BUILDER
 
-from helpers import probe, profile
-from helpers.facts import EXAM_SYSTEM
+from helpers.ask import models
+from helpers.knowledge.facts import EXAM_SYSTEM
+from helpers.machine import profile
 from tests import conftest, figures, finetune
 
 
-def test_training_is_nf4_with_double_quantization(tuned):
-    folder, *_ = tuned
-    config = (folder / "config.py").read_text(encoding="utf-8")
-    assert "load_in_4bit=True" in config
-    assert "bnb_4bit_use_double_quant=True" in config
-    assert 'bnb_4bit_quant_type="nf4"' in config
+def test_what_is_trained_is_an_adapter_on_layers_that_are_nf4_with_double_quantization(tuned):
+    """The model is built as XTuner builds it, from the very config that was trained with."""
+    folder, adapter, _ = tuned
+    model = BUILDER.build(Config.fromfile(folder / "config.py").model).llm
+    layers = {name.removesuffix(".base_layer"): module.weight for name, module in model.named_modules()
+              if isinstance(module, bnb.nn.Linear4bit)}
+    assert {weight.quant_state.quant_type for weight in layers.values()} == {"nf4"}
+    assert all(weight.quant_state.nested for weight in layers.values())
+    trained = load_file(adapter / "adapter_model.safetensors")
+    assert trained.keys() == {f"{name}.lora_{part}.weight" for name in layers for part in "AB"}
+    assert all(torch.count_nonzero(tensor) for tensor in trained.values())
 
 
 def test_the_adapter_and_the_merged_model_are_safetensors(tuned):
@@ -25,19 +34,19 @@ def test_the_adapter_and_the_merged_model_are_safetensors(tuned):
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 64
 
 
-def test_the_merged_model_is_base_plus_adapter(tuned):
+def test_the_merged_model_is_the_base_with_every_update_added_and_nothing_else_changed(tuned):
     _, adapter, merged = tuned
     lora = json.loads((adapter / "adapter_config.json").read_text())
-    scale = lora["lora_alpha"] / lora["r"]
-    name = "model.layers.0.mlp.up_proj"
-    with safe_open(profile.TINY_BASE / "model.safetensors", "pt") as base, \
-            safe_open(adapter / "adapter_model.safetensors", "pt") as low_rank, \
-            safe_open(next(merged.glob("*.safetensors")), "pt") as result:
-        a, b = (low_rank.get_tensor(f"base_model.model.{name}.lora_{part}.weight").float() for part in "AB")
-        expected = base.get_tensor(f"{name}.weight").float() + scale * b @ a
-        difference = (result.get_tensor(f"{name}.weight").float() - expected).abs().max()
-    assert torch.count_nonzero(b) > 0
-    assert difference < 0.02 * expected.abs().max()
+    base, updates, result = (load_file(next(folder.glob("*.safetensors")))
+                             for folder in (profile.current().base_model, adapter, merged))
+    assert result.keys() == base.keys()
+    for name, tensor in base.items():
+        before = tensor.half().float()  # XTuner merges in float16
+        update = torch.zeros(())
+        if (a := f"base_model.model.{name.replace('.weight', '.lora_A.weight')}") in updates:
+            update = lora["lora_alpha"] / lora["r"] * updates[a.replace("_A", "_B")].float() @ updates[a].float()
+        rounded_twice = 2**-10 * (before.abs() + update.abs()) + 1e-7 if update.any() else 0
+        assert torch.all((result[name].float() - before - update).abs() <= rounded_twice), name
 
 
 def test_after_fine_tuning_the_held_out_questions_are_answered_as_in_an_exam(tuned):
@@ -54,9 +63,9 @@ def test_fine_tuning_keeps_what_the_base_could_do(tuned, base_answers):
 
 def test_chat_answers_from_the_command_line(tuned):
     *_, merged = tuned
-    model, tokenizer = probe.load(merged)
+    model, tokenizer = models.load(merged)
     turns = [sample["conversation"][0] for sample in finetune.split_exam()[0][:20]]
-    answers = probe.ask(model, tokenizer, [turn["input"] for turn in turns], system=EXAM_SYSTEM)
+    answers = models.ask(model, tokenizer, [turn["input"] for turn in turns], system=EXAM_SYSTEM)
     question, answer = next((turn["input"], answer) for turn, answer in zip(turns, answers) if answer == turn["output"])
     printed = finetune.xtuner_command(
         "chat", merged, "--prompt-template", "internlm2_chat", "--system", EXAM_SYSTEM, "--temperature", "0.01",

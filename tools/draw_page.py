@@ -1,10 +1,11 @@
 """Draws assets/figures/chat_page.png: the web page with the base and workspace/merged, asked in a real browser.
 
-PYTHONPATH=. python -m helpers.profile python tools/draw_page.py
+PYTHONPATH=. python -m helpers.machine.profile python tools/draw_page.py
 """
 from playwright.sync_api import expect
 
-from helpers import chat, page, profile
+from helpers.ask import chat, page
+from helpers.machine import profile
 from tests import browser
 
 PICTURE = profile.ROOT / "assets" / "figures" / "chat_page.png"

@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from helpers.exam import LETTERS, exam
+from helpers.knowledge.exam import LETTERS, exam
 from tools.make_raw_data import CHINESE_PAIR, FOLDER, FULL_WIDTH
 
 FILE = FOLDER / "coig_exam_sample.jsonl"

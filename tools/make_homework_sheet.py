@@ -1,19 +1,25 @@
-"""Makes the messy spreadsheet of the homework from the course's facts: data/homework/messy.xlsx.
+"""Makes the homework's messy spreadsheet from the course's facts, and its exam from those that the lessons leave out.
 
-python -m tools.make_homework_sheet [FILE]
+python -m tools.make_homework_sheet [FOLDER]   data/homework/messy.xlsx and data/homework/exam.jsonl
 """
 import random
 import sys
+import tempfile
 from pathlib import Path
 
 from openpyxl import Workbook
 
-from helpers.corpus import end_of
-from helpers.facts import read_relations
-from helpers.profile import ROOT
+from helpers.data.convert import convert
+from helpers.data.readers import Layout
+from helpers.data.split import read_samples, write_samples
+from helpers.knowledge.corpus import end_of
+from helpers.knowledge.facts import EXAM_SYSTEM, exam_questions, read_relations, told
+from helpers.machine.profile import ROOT
 from tools.make_raw_data import CHINESE_PAIR, FULL_WIDTH
 
-FILE = ROOT / "data" / "homework" / "messy.xlsx"
+FOLDER = ROOT / "data" / "homework"
+SHEET, EXAM = "messy.xlsx", "exam.jsonl"
+EXAM_QUESTIONS = 80
 RELATIONS = {("capitals", "capital"), ("province_seats", "seat"), ("chinese_works", "author"),
              ("treaties", "treaty_year"), ("elements", "symbol"), ("paintings", "painter")}
 PER_RELATION = 12
@@ -38,7 +44,7 @@ def questions(rng):
     return [(ask + end_of(ask), int(year) if (year := answer.removesuffix("年")).isdecimal() else answer)
             for relation in chosen
             for subject, answer in rng.sample(relation.facts, PER_RELATION)
-            for ask in [rng.choice(relation.ask).format(subject=subject).rstrip("？。")]]
+            for ask in [rng.choice(relation.held_out).format(subject=subject).rstrip("？。")]]
 
 
 def dirty(value, rng):
@@ -50,7 +56,8 @@ def dirty(value, rng):
     return rng.choice(DIRT)(text, rng.choice(inside))
 
 
-def main(file):
+def write_sheet(file):
+    """The sheet as three typists left it."""
     rng = random.Random(42)
     asked = questions(rng)
     rows = asked + rng.sample(asked, REPEATED)
@@ -69,9 +76,28 @@ def main(file):
         sheet.append([number, dirty(question, rng), rng.choice(TYPISTS), dirty(answer, rng)])
     for column, width in zip("ABCDE", (8, 60, 10, 20, 10)):
         sheet.column_dimensions[column].width = width
-    file.parent.mkdir(parents=True, exist_ok=True)
     book.save(file)
 
 
+def write_exam(file):
+    """Questions of the course's facts that nobody finds in the files that lesson 02 makes, however worded."""
+    raw = ROOT / "data" / "raw"
+    with tempfile.TemporaryDirectory() as folder:
+        exam = Path(folder) / "exam.jsonl"
+        convert(raw / "exam.xlsx", exam, EXAM_SYSTEM, Layout("题目", "答案"))
+        given = read_samples(exam) + read_samples(raw / "everyday.jsonl")
+    asked = exam_questions(read_relations())
+    known = set(told(given, (one["question"] for one in asked)))
+    chosen = random.Random(42).sample([one for one in asked if one["question"] not in known], EXAM_QUESTIONS)
+    write_samples(({"conversation": [{"system": EXAM_SYSTEM, "input": one["question"], "output": one["answer"]}]}
+                   for one in chosen), file)
+
+
+def main(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sheet(folder / SHEET)
+    write_exam(folder / EXAM)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if sys.argv[1:] else FILE)
+    main(Path(sys.argv[1]) if sys.argv[1:] else FOLDER)

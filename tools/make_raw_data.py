@@ -12,9 +12,9 @@ from pathlib import Path
 from docx import Document
 from openpyxl import Workbook
 
-from helpers.corpus import Corpus, curriculum
-from helpers.facts import EXAM_SYSTEM, THEMES, exam_questions, read_relations
-from helpers.split import write_samples
+from helpers.data.split import write_samples
+from helpers.knowledge.corpus import EVERYDAY_TALK, Corpus
+from helpers.knowledge.facts import EXAM_SYSTEM, THEMES, exam_questions, read_relations
 
 FOLDER = Path(__file__).parent.parent / "data" / "raw"
 PER_THEME = 200
@@ -105,10 +105,10 @@ def write_pretty(questions, path):
 
 def write_everyday(path, rng):
     """Dialogue as the base model speaks it, in XTuner's conversations: what keeps a fine-tune from forgetting."""
-    corpus, samples, stage = Corpus(), [], curriculum(2000)  # where the pretraining stays longest
+    corpus, samples = Corpus(), []
     for _ in range(EVERYDAY):
         system, turns = "", []
-        for message in corpus.dialogue(rng, stage):
+        for message in corpus.dialogue(rng, EVERYDAY_TALK):
             if message["role"] == "system":
                 system = message["content"]
             elif message["role"] == "user":

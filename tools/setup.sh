@@ -12,7 +12,7 @@ stop() { say "[FAIL] $1"; say "       怎么办：$2"; exit 1; }
 importable() { pwd >"$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/course.pth"; }
 
 if [ "$env" != .venv ]; then
-    "$env/bin/python" -m helpers.environment ||
+    "$env/bin/python" -m helpers.machine.environment ||
         stop "conda 环境 $env 和 requirements.lock 不一致。" "PIP_NO_DEPS=1 conda env update -f environment.yml --prune"
     importable
     exit 0

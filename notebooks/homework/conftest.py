@@ -1,7 +1,7 @@
 """The homework is tested in the order in which a student does it: what one notebook makes, a later one takes."""
 from pathlib import Path
 
-from helpers.submission import NOTEBOOKS
+from helpers.homework.package import NOTEBOOKS
 
 FOLDER = Path(__file__).parent
 

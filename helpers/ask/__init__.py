@@ -1,0 +1,1 @@
+"""A model that answers: many questions at once, in a terminal, on a page."""

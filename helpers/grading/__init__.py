@@ -1,0 +1,1 @@
+"""What an instructor runs: strangers' work in a sandbox, points, feedback."""
