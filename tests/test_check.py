@@ -118,7 +118,7 @@ def test_the_warm_up_ratio_that_is_advised_works(write, rows):
 
 def test_packing_by_many_processes_that_loses_data_is_a_warning(write):
     one = check_config(write(exam(100)))
-    many = check_config(write(exam(100), {"alpaca_en.map_num_proc": "4"}))
+    many = check_config(write(exam(100), {"alpaca_en.map_num_proc": "16"}))
     assert many.steps < one.steps
     assert any("map_num_proc=1" in line for line in found(many, "WARN"))
 

@@ -129,7 +129,7 @@ def _read_question():
 @commands.command
 def main():
     """The command line."""
-    parser = commands.parser("在命令行里和模型对话")
+    parser = commands.parser(__spec__, "在命令行里和模型对话")
     parser.add_argument("model", nargs="?", help="模型文件夹，默认是第 6 课合并好的；有 --adapter 时是基座")
     parser.add_argument("--adapter", help="第 5 课的适配器文件夹")
     parser.add_argument("--system", default=EXAM_SYSTEM, help="系统提示，默认“%(default)s”")

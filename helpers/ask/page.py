@@ -175,7 +175,7 @@ def _without_proxy(host):
 @commands.command
 def main():
     """The command line."""
-    parser = commands.parser("两个模型并排对话的网页")
+    parser = commands.parser(__spec__, "两个模型并排对话的网页")
     parser.add_argument("--left", type=Path, help="左边的模型文件夹，默认是基座")
     parser.add_argument("--right", type=Path, help="右边的模型文件夹，默认是第 6 课合并好的")
     parser.add_argument("--host", default="127.0.0.1", help="默认 %(default)s，只有这台机器自己能打开")

@@ -438,7 +438,7 @@ def _paired(weight, heads):
 @commands.command
 def main() -> None:
     """The command line."""
-    parser = commands.parser("把模型文件夹转成 GGUF，再量化")
+    parser = commands.parser(__spec__, "把模型文件夹转成 GGUF，再量化")
     parser.add_argument("model", help="模型文件夹，例如 workspace/merged")
     parser.add_argument("folder", help="GGUF 文件写到这个文件夹")
     parser.add_argument("--formats", nargs="*", choices=QUANTIZED, default=tuple(QUANTIZED), help="默认全部")

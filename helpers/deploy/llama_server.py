@@ -99,7 +99,7 @@ def _parameters(model, port, parallel, ctx, threads):
 @commands.command
 def main() -> None:
     """The command line."""
-    parser = commands.parser("用 llama.cpp 给一个 GGUF 模型开服务")
+    parser = commands.parser(__spec__, "用 llama.cpp 给一个 GGUF 模型开服务")
     parser.add_argument("model", help="GGUF 文件")
     parser.add_argument("--port", type=int, default=PORT, help="默认 %(default)s；0 是随便一个空闲的")
     parser.add_argument("--parallel", type=int, default=PARALLEL, help="同时回答几个对话，默认 %(default)s")

@@ -141,7 +141,7 @@ def _tokenizer(options):
 @commands.command
 def main() -> None:
     """The command line."""
-    parser = commands.parser("对比和网页，模型可以在服务器上")
+    parser = commands.parser(__spec__, "对比和网页，模型可以在服务器上")
     choices = parser.add_subparsers(required=True, metavar="compare|page")
     comparison = choices.add_parser("compare", help="前后对比，写一份报告")
     comparison.set_defaults(run=_compare)

@@ -181,7 +181,7 @@ def _shown(token, tokenizer):
 @commands.command
 def main() -> None:
     """The command line."""
-    parser = commands.parser("同一段对话，训练时和部署后是不是同样的词元")
+    parser = commands.parser(__spec__, "同一段对话，训练时和部署后是不是同样的词元")
     parser.add_argument("model", help="模型文件夹")
     parser.add_argument("--gguf", help="同一个模型的 GGUF 文件，有它就也比较 llama.cpp")
     parser.add_argument("--lmdeploy", default=CHAT_TEMPLATE,

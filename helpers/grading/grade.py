@@ -192,7 +192,7 @@ def _tell(results, out):
 @commands.command
 def main() -> None:
     """The command line."""
-    parser = commands.parser("在沙箱里给作业评分")
+    parser = commands.parser(__spec__, "在沙箱里给作业评分")
     parser.add_argument("submissions", type=Path, nargs="?", help="放着学生的 zip 的文件夹")
     parser.add_argument("--rules", type=Path, default=DEFAULT, help="评分规则（默认：课程自带的）")
     parser.add_argument("--out", type=Path, default=OUT, help="结果写到哪里（默认：workspace/grading）")

@@ -143,7 +143,7 @@ def _check_name(repo):
 @commands.command
 def main() -> None:
     """The command line."""
-    parser = commands.parser("检查要发布的文件夹，列出上传的命令")
+    parser = commands.parser(__spec__, "检查要发布的文件夹，列出上传的命令")
     parser.add_argument("folder", type=Path, help="要发布的文件夹")
     parser.add_argument("repo", help="用户名/模型名")
     options = parser.parse_args()

@@ -94,7 +94,7 @@ def _assigned_texts(source):
 @commands.command
 def main() -> None:
     """The command line."""
-    parser = commands.parser("放好作业的笔记本，做过的不动")
+    parser = commands.parser(__spec__, "放好作业的笔记本，做过的不动")
     parser.add_argument("folder", nargs="?", type=Path, default=HOMEWORK, help="放到哪里（默认：workspace/homework）")
     folder = parser.parse_args().folder
     new_files = release(folder)

@@ -343,7 +343,7 @@ def aligned(table: DataFrame) -> str:
 @commands.command
 def main():
     """The command line."""
-    parser = commands.parser("看每个检查点学会了什么、忘了什么")
+    parser = commands.parser(__spec__, "看每个检查点学会了什么、忘了什么")
     parser.add_argument("folder", type=Path, help="训练文件夹，里面有 iter_….pth")
     parser.add_argument("--name", help="训练教给助手的新名字；不写，就看考试题")
     parser.add_argument("--count", type=int, default=COUNT, help=f"每种问题问多少个（默认 {COUNT}）")

@@ -213,7 +213,7 @@ def _would_be_same(kept: Comparison, made_with: dict, questions: list[Question])
 @commands.command
 def main():
     """The command line."""
-    parser = commands.parser("比较微调前后的两个模型，写一份报告")
+    parser = commands.parser(__spec__, "比较微调前后的两个模型，写一份报告")
     parser.add_argument("--before", type=Path, help="微调前的模型文件夹（默认：这台机器的基座）")
     parser.add_argument("--after", type=Path, help="微调后的模型文件夹（默认：workspace/merged）")
     parser.add_argument("--adapter", type=Path, help="合并进去的适配器，写进来历（默认：微调后的模型旁边的 adapter）")

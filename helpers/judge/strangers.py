@@ -178,7 +178,7 @@ def kept(before: list[Judged], after: list[Judged]) -> Share:
 @commands.command
 def main():
     """The command line."""
-    parser = commands.parser("What a model makes of the strangers' questions, and what went wrong")
+    parser = commands.parser(__spec__, "What a model makes of the strangers' questions, and what went wrong")
     parser.add_argument("half", nargs="?", choices=HALVES, default="first")
     parser.add_argument("folder", nargs="?", type=Path, default=profile.TINY_BASE)
     options = parser.parse_args()

@@ -3,15 +3,16 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib.machinery import ModuleSpec
 
 
 class CourseError(RuntimeError):
     """Something that a student or an instructor can mend: what is wrong, where, and what to do."""
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser for the arguments of the module that runs as a command."""
-    return argparse.ArgumentParser(prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description)
+def parser(module: ModuleSpec, description: str) -> argparse.ArgumentParser:
+    """A parser for the arguments of a module that runs as a command, which gives its __spec__."""
+    return argparse.ArgumentParser(prog=f"python -m {module.name}", description=description)
 
 
 def command(main: Callable) -> Callable:

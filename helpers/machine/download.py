@@ -240,7 +240,7 @@ def _take(folder, partial):
 @commands.command
 def main(arguments: list[str]) -> None:
     """The command line."""
-    parser = commands.parser("下载一个基座模型，断了可以接着下，下完检查是不是完整")
+    parser = commands.parser(__spec__, "下载一个基座模型，断了可以接着下，下完检查是不是完整")
     parser.add_argument("name", nargs="?", help=f"{'、'.join(BASES)}，或者平台上的名字“作者/模型”；不写就列出它们")
     parser.add_argument("--from", dest="platform", choices=PLATFORMS, default=USUAL,
                         help=f"从哪里下载（默认：{USUAL}；镜像可以用环境变量 HF_ENDPOINT 换）")

@@ -183,7 +183,7 @@ def _json(path):
 @commands.command
 def main(arguments: list[str]) -> None:
     """The command line."""
-    parser = commands.parser("检查一个模型文件夹是不是完整")
+    parser = commands.parser(__spec__, "检查一个模型文件夹是不是完整")
     parser.add_argument("folder", type=Path, help="模型文件夹")
     folder = parser.parse_args(arguments).folder
     if why := problem(folder):

@@ -432,7 +432,7 @@ def _check_memory(report, gpu):
 @commands.command
 def main():
     """The command line."""
-    parser = commands.parser("训练之前检查一份 XTuner 配置")
+    parser = commands.parser(__spec__, "训练之前检查一份 XTuner 配置")
     parser.add_argument("config", help="XTuner 配置文件")
     report = check_config(parser.parse_args().config)
     print("\n".join(report.lines))

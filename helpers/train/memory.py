@@ -383,7 +383,7 @@ def _pad(text, width):
 @commands.command
 def main():
     """The command line: the table and verdicts of a config, or the published figures."""
-    parser = commands.parser("估算一份 XTuner 配置要用多少显存")
+    parser = commands.parser(__spec__, "估算一份 XTuner 配置要用多少显存")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("config", nargs="?", help="XTuner 配置文件")
     what.add_argument("--published", action="store_true", help="把公布的数字和估算并排打印")

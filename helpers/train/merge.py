@@ -279,7 +279,7 @@ def _write_json(path, content):
 @commands.command
 def main():
     """The command line."""
-    parser = commands.parser("一个张量一个张量地合并适配器")
+    parser = commands.parser(__spec__, "一个张量一个张量地合并适配器")
     parser.add_argument("base", help="基座模型的文件夹")
     parser.add_argument("adapter", help="适配器的文件夹")
     parser.add_argument("out", help="合并后的模型写到这个新文件夹")

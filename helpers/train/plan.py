@@ -371,7 +371,7 @@ def _panel(axes, fitting, column, counts: Sequence[int]):
 @commands.command
 def main():
     """The command line: one plan, or the table from 1 to 1,024 cards."""
-    parser = commands.parser("给一次训练做计划：放得下吗，怎么分到几张卡上，几步，几小时，多少钱")
+    parser = commands.parser(__spec__, "给一次训练做计划：放得下吗，怎么分到几张卡上，几步，几小时，多少钱")
     parser.add_argument("model", help=f"模型文件夹，或者 {'、'.join(SHAPES)}")
     parser.add_argument("--method", choices=METHODS, default="qlora")
     parser.add_argument("--rows", type=int, help="数据的行数")

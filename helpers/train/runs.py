@@ -189,7 +189,7 @@ def _write_record(folder, record):
 @commands.command
 def main():
     """The command line."""
-    parser = commands.parser("先检查配置，再训练；中断了就接着训练")
+    parser = commands.parser(__spec__, "先检查配置，再训练；中断了就接着训练")
     parser.add_argument("config", nargs="?", default=CONFIG, type=Path, help="XTuner 配置文件")
     parser.add_argument("folder", nargs="?", default=TRAINING, type=Path, help="训练的一切放在这个文件夹里")
     arguments = parser.parse_args()
