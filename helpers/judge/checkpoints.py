@@ -6,9 +6,9 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 
 import pandas
@@ -204,8 +204,9 @@ class Laboratory:
 
     def examine(self, *folders: str | Path) -> list[Examination]:
         """An Examination of each training folder; the model is loaded only if there is something new to ask."""
-        load_base = cache(partial(models.load, profile.current().base_model))
-        return [self._examine(Path(folder), load_base) for folder in folders]
+        with ExitStack() as opened:
+            load_base = cache(lambda: opened.enter_context(models.load(profile.current().base_model)))
+            return [self._examine(Path(folder), load_base) for folder in folders]
 
     def _examine(self, folder: Path, load_base: Callable) -> Examination:
         checkpoints = Run(folder).checkpoints()

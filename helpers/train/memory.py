@@ -8,7 +8,7 @@ from unicodedata import east_asian_width
 
 from mmengine.config import Config
 
-from helpers.machine import commands
+from helpers.machine import commands, profile
 from helpers.machine.commands import CourseError
 
 GB, GIB = 10**9, 2**30
@@ -335,6 +335,17 @@ def estimate(s: Settings, sharing: Sharing = ALONE) -> Estimate:
         "CUDA 上下文与碎片": OVERHEAD,
     }
     return Estimate(s, parts | {"多卡的缓冲区": sharing.buffers} if sharing.buffers else parts)
+
+
+def gpu_bytes(config_path: str | Path) -> float:
+    """What a training with this config takes of this machine's GPU; nothing where there is none, or where it cannot be
+    known."""
+    if profile.current().gpu is None:
+        return 0
+    try:
+        return estimate(read_settings(config_path)).total
+    except CourseError:  # lesson 03's check has said so
+        return 0
 
 
 # In the order to try: first what leaves the training's result alone.

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from helpers.machine import commands, profile
 from helpers.machine.files import locked, replaced
 from helpers.machine.process import Failed, explain, shown, xtuner_lines
+from helpers.train import memory
 from helpers.train.check import check_config
 
 CONFIG = profile.ROOT / "workspace" / "config" / "assistant.py"
@@ -144,7 +145,7 @@ def _listen(config, folder, lock, threads):
     variables = OWN_CHECKPOINT | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     last = None
     for line in xtuner_lines("train", config, "--work-dir", folder, *resume, log=folder / "training.log",
-                             hold=[lock.fileno()], **variables):
+                             hold=[lock.fileno()], gpu_bytes=memory.gpu_bytes(config), **variables):
         if logged := STEP.search(line):
             step, steps, eta, loss = logged.groups()
             last = Progress(int(step), int(steps), float(loss), eta)
