@@ -100,7 +100,7 @@ def test_what_unpacks_to_more_than_its_limit_is_refused(honest, folder, tmp_path
 
 def test_a_zip_over_200_mb_is_refused_before_it_is_opened(folder, tmp_path):
     with (tmp_path / "li.zip").open("wb") as file:
-        file.truncate(package.MAX_ZIP + 1)
+        file.truncate(package.max_zip() + 1)
     with pytest.raises(Refused, match="最多 200 MB"):
         package.unpack(tmp_path / "li.zip", folder)
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from helpers.machine import gpu_memory, profile
 from helpers.machine.commands import CourseError
-from helpers.machine.model_folder import weight_bytes
+from helpers.machine.model_folder import bytes_of_weights
 
 INVISIBLE = "\u200b"  # the zero-width space
 WEIGHTS_SHARE = 0.8  # of the GPU's memory; the rest is for the conversations
@@ -55,7 +55,7 @@ def load(folder: str | Path, adapter: str | Path | None = None, **options) -> Lo
 
 
 def load_together(folders: Iterable[str | Path]) -> list[Loaded]:
-    """Several model folders at the same time, for a conversation with them all; in NF4 where they would fill the GPU."""
+    """Several model folders at the same time, for a talk with all of them; in NF4 where they would fill the GPU."""
     folders = list(folders)
     for folder in folders:
         _check_folder(folder, "config.json", "模型")
@@ -83,7 +83,7 @@ def _refuse(*_, **__):
 
 def options_to_fit(folders: list[str | Path], gpu: profile.Gpu | None) -> dict:
     """How to load models so that they fit the GPU together: in NF4 if they would fill it otherwise."""
-    if gpu is None or sum(map(weight_bytes, folders)) < WEIGHTS_SHARE * gpu.gigabytes * 1e9:
+    if gpu is None or sum(map(bytes_of_weights, folders)) < WEIGHTS_SHARE * gpu.gigabytes * 1e9:
         return {}
     return {"quantization_config": NF4}
 
@@ -102,7 +102,7 @@ def precision(folder: str | Path) -> str:
 def _loaded(folder, adapter=None, **options):
     machine = profile.current()
     if machine.gpu:
-        gpu_memory.wait_for(weight_bytes(folder) * (NF4_SHARE if "quantization_config" in options else 1))
+        gpu_memory.wait_for(bytes_of_weights(folder) * (NF4_SHARE if "quantization_config" in options else 1))
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=machine.dtype, trust_remote_code=True,
                                                  device_map=machine.device, **options)

@@ -15,7 +15,7 @@ from helpers.data.split import write_samples
 from helpers.machine import process, profile
 from helpers.machine.commands import CourseError
 from helpers.machine.process import shown
-from helpers.train.memory import GB, OVERHEAD, Shape
+from helpers.train.memory import GB, OVERHEAD, Shape, weight_bytes
 from helpers.train.tokens import encode
 
 LMDEPLOY = profile.ROOT / "workspace" / "lmdeploy"  # where every command runs
@@ -25,7 +25,6 @@ API_PORT, PAGE_PORT = 23333, 6006
 PATIENCE = 600  # seconds of silence: a 7B from a slow disk takes minutes to load
 SAMPLES, LENGTH = 64, 256  # of calibration: conversations at most, tokens of each block that they are joined to
 CONTEXT = 2048  # tokens of the conversation that an engine's estimate has room for
-GROUP = 128  # weights that share a scale and a zero point in AWQ
 NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a packed number AWQ keeps its eight columns
 # LMDeploy has no option for calibration data of one's own, but it looks for this hub name in its own folder first.
 DATASET = "mit-han-lab/pile-val-backup"
@@ -160,21 +159,6 @@ def _nibbles(packed):
     """Eight columns of 4 bits for each of 32."""
     bits = packed[..., None] >> torch.arange(0, 32, 4) & 15
     return bits[..., NIBBLES].flatten(1)
-
-
-def weight_bytes(shape: Shape, linear_bytes: float = 2) -> float:
-    """The bytes of a model in 16 bits whose linear layers take so many per weight."""
-    return shape.linear_weights * linear_bytes + shape.other_weights * 2
-
-
-def awq_bytes(shape: Shape) -> float:
-    """The bytes of a model that auto_awq has quantized: 4 bits, and a scale and a zero point for each group."""
-    return weight_bytes(shape, 1 / 2 + (2 + 1 / 2) / GROUP)
-
-
-def w8a8_bytes(shape: Shape) -> float:
-    """The bytes of a model that smooth_quant has quantized."""
-    return weight_bytes(shape, 1)
 
 
 def engine_memory(shape: Shape) -> float:

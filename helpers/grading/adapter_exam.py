@@ -15,6 +15,7 @@ from helpers.grading.sandbox import GB, Limits, Sandbox
 from helpers.homework.package import MB, SETTINGS, WEIGHTS, Refused
 from helpers.knowledge.corpus import Question
 from helpers.machine import profile
+from helpers.machine.model_folder import bytes_of_weights
 
 MAX_RANK = 256
 MAX_ALPHA = 4096
@@ -25,8 +26,9 @@ NUMBERS = {"F16", "BF16", "F32"}
 FIXED = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "init_lora_weights": True,
          "megatron_core": "megatron.core"}
 WITHOUT_MEANING = {"base_model_name_or_path", "inference_mode", "revision"}
-SECONDS = 600
-MEMORY = 8 * GB  # beside the base model's weights, which are there twice while they are loaded
+HEAD = "output"  # the one head that XTuner adapts where a config names no layers: InternLM2's
+SECONDS = 1800
+MEMORY = 8 * GB  # beside the base model's weights, which are there twice while they are loaded; on a GPU they are not
 
 
 def checked_settings(folder: Path, base: str | Path) -> dict:
@@ -38,13 +40,13 @@ def checked_settings(folder: Path, base: str | Path) -> dict:
 
 
 def linear_layers(base: str | Path) -> dict[str, list[int]]:
-    """The linear layers of a model by name, with their shapes; without the embedding and the head."""
+    """The linear layers of a model by name, with their shapes; without the embedding and a head called lm_head."""
     layers = {}
     for file in sorted(Path(base).glob("*.safetensors")):
         with safe_open(file, "np") as weights:
             for name in weights.keys():  # noqa: SIM118
                 shape = weights.get_slice(name).get_shape()
-                if ".layers." in name and len(shape) == 2:
+                if (".layers." in name or name == f"{HEAD}.weight") and len(shape) == 2:
                     layers[name.removesuffix(".weight")] = shape
     return layers
 
@@ -108,11 +110,11 @@ def ask(questions: Sequence[Question], weights: Path | None = None, settings: di
     variables = {"COURSE_PROFILE": machine.name, "COURSE_BASE_MODEL": str(machine.base_model)}
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         variables["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
-    size = sum(file.stat().st_size for file in machine.base_model.glob("*.safetensors"))
+    in_memory = 0 if machine.gpu else 2 * bytes_of_weights(machine.base_model)
     with Sandbox([sys.executable, "-m", "helpers.grading.adapter_exam"], protected=protected,
                  readable=[machine.base_model, *([weights] if weights else [])],
                  devices=sorted(Path("/dev").glob("nvidia*")), variables=variables,
-                 limits=Limits(seconds=SECONDS, memory=MEMORY + 2 * size, address_space=None)) as sandbox:
+                 limits=Limits(seconds=SECONDS, memory=MEMORY + in_memory, address_space=None)) as sandbox:
         answers = sandbox.ask(request)
         return answers, sandbox.peak
 

@@ -22,7 +22,7 @@ from helpers.machine import profile
 from helpers.machine.charts import grouped_bars, use_chinese_font
 from helpers.machine.commands import CourseError
 from helpers.machine.files import replaced, sha256
-from helpers.machine.model_folder import weight_bytes
+from helpers.machine.model_folder import bytes_of_weights
 from helpers.machine.process import Failed, lines, shown
 
 EVALUATION = profile.ROOT / "workspace" / "evaluate"
@@ -259,7 +259,7 @@ def _gpu_bytes(text: str) -> float:
         raise CourseError(f"这份配置里有 {on_gpu} 个要装进显卡的模型：OpenCompass 装入下一个时，不释放前一个。"
                           "修复：一个模型写一份配置，一份一份地评测。")
     folders = {Path(path) for path in NAMED_PATH.findall(text)}
-    return on_gpu * (sum(map(weight_bytes, folders)) + LOGITS)
+    return on_gpu * (sum(map(bytes_of_weights, folders)) + LOGITS)
 
 
 def _fingerprint(text: str) -> str:

@@ -44,7 +44,7 @@ def damage(shard: Path) -> str | None:
     return None
 
 
-def weight_bytes(folder: str | Path) -> int:
+def bytes_of_weights(folder: str | Path) -> int:
     """How many bytes of weights a model folder holds."""
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
 

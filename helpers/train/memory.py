@@ -22,6 +22,7 @@ OVERHEAD = 0.75 * GIB
 # GPTQ keeps a 16-bit scale and a 4-bit zero for 128 weights.
 QUANTIZED = {"NF4": 1 / 2 + 4 / 64, "NF4 双重量化": 1 / 2 + 1 / 64 + 4 / 64 / 256, "int8": 1,
              "GPTQ": 1 / 2 + 2.5 / 128}
+GROUP = 128  # weights that share a scale and a zero point in AWQ
 DTYPE_BYTES = {"torch.float16": 2, "torch.bfloat16": 2, "torch.float32": 4}
 
 
@@ -111,6 +112,21 @@ class Shape:
                 block += inputs + outputs
         whole_head = self.hidden_size + self.vocab_size if adapts_head else 0
         return rank * (self.num_hidden_layers * block + whole_head)
+
+
+def weight_bytes(shape: Shape, linear_bytes: float = 2) -> float:
+    """The bytes of a model in 16 bits whose linear layers take so many per weight."""
+    return shape.linear_weights * linear_bytes + shape.other_weights * 2
+
+
+def awq_bytes(shape: Shape) -> float:
+    """The bytes of a model that auto_awq has quantized: 4 bits, and a scale and a zero point for each group."""
+    return weight_bytes(shape, 1 / 2 + (2 + 1 / 2) / GROUP)
+
+
+def w8a8_bytes(shape: Shape) -> float:
+    """The bytes of a model that smooth_quant has quantized."""
+    return weight_bytes(shape, 1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from helpers.machine import commands, profile
 from helpers.machine.commands import CourseError
 from helpers.machine.files import replaced_folder, sha256
-from helpers.machine.model_folder import weight_bytes
+from helpers.machine.model_folder import bytes_of_weights
 from helpers.machine.process import run_xtuner, shown
 from helpers.train.adapter import SETTINGS, WEIGHTS
 from helpers.train.memory import OVERHEAD
@@ -60,7 +60,7 @@ def merge_with_xtuner(base: str | Path, adapter: str | Path, out: str | Path) ->
     with replaced_folder(out) as folder:
         run_xtuner("merge", base, adapter, folder, "--safe-serialization", "--device", machine.device,
                    log=Path(out).with_name(f"{Path(out).name}.log"),
-                   gpu_bytes=weight_bytes(base) + OVERHEAD if machine.gpu else 0)
+                   gpu_bytes=bytes_of_weights(base) + OVERHEAD if machine.gpu else 0)
         _write_json(folder / ORIGIN, origin)
 
 
