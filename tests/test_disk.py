@@ -1,4 +1,4 @@
-"""What is told of the disk is what the lessons write, for any base, and nothing is deleted that a lesson still needs."""
+"""What is told of the disk is what the lessons write, for any base; nothing is deleted that a lesson still needs."""
 import os
 import shutil
 

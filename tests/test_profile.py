@@ -132,7 +132,8 @@ def test_another_base_is_told_what_the_limit_means(own_model, capsys):
     assert not profile.current().tiny
     with profile.tiny_base_must("它本来就答得简短。"):
         assert profile.current().tiny
-    assert capsys.readouterr().out == "自测没有过线。这条线是照教学小模型定的，换了基座，不一定是做错了：它本来就答得简短。\n"
+    told = "自测没有过线。这条线是照教学小模型定的，换了基座，不一定是做错了：它本来就答得简短。\n"
+    assert capsys.readouterr().out == told
     with profile.tiny_base_must("……"):
         print("自测 1.1：过了")
     assert capsys.readouterr().out == "自测 1.1：过了\n"
