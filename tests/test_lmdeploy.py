@@ -1,6 +1,7 @@
 """LMDeploy's promises: it understands every command of the course, and what it quantizes here still answers."""
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from functools import cache
 
@@ -17,7 +18,7 @@ from helpers.ask import models
 from helpers.deploy import lmdeploy
 from helpers.machine import process, profile
 from helpers.machine.ports import find_port
-from helpers.train import memory
+from helpers.train import families, memory
 from tests import finetune
 
 COMMAND = re.compile(r"^[ $!%]*(lmdeploy [^`\n]+)$|`(lmdeploy [^`\n]+)`", re.M)
@@ -173,10 +174,12 @@ def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
 def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
     templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weight_bytes)))
-    assert lmdeploy.CHAT_TEMPLATE in templates
+    assert {known.lmdeploy for known in families.DIALOGUES} <= set(templates)
     assert "internlm2" in (tmp_path / "lmdeploy.log").read_text()
+    (tmp_path / "half").mkdir()
+    shutil.copy(profile.TINY_BASE / "tokenizer_config.json", tmp_path / "half")
     with pytest.raises(process.Failed, match="模型文件夹不对"):
-        list(lmdeploy.run(lmdeploy.commands(tmp_path / "nothing", CPU)["lite auto_awq"]))
+        list(lmdeploy.run(lmdeploy.commands(tmp_path / "half", CPU)["lite auto_awq"]))
 
 
 def test_a_server_can_be_asked_while_the_block_lasts_and_no_longer(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.machine import profile
+from helpers.train import families
 
 INVISIBLE = "\u200b"  # the zero-width space
 
@@ -22,10 +23,19 @@ def load(folder: str | Path, adapter: str | Path | None = None,
     machine = profile.current()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=machine.dtype, trust_remote_code=True, **options)
+    model.generation_config.eos_token_id = _stops(model, tokenizer)
     model = model.to(machine.device)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
     return model.eval(), tokenizer
+
+
+def _stops(model, tokenizer):
+    """The tokens after which an answer ends: those that the folder names, and those of the model's family."""
+    named = model.generation_config.eos_token_id
+    known = families.find_dialogue(tokenizer.chat_template or "")
+    own = [tokenizer.get_vocab().get(stop) for stop in known.stops] if known else []
+    return list(dict.fromkeys([*(named if isinstance(named, list) else [named]), *own]).keys() - {None}) or None
 
 
 def _check_folder(folder, file, what):
@@ -36,6 +46,7 @@ def _check_folder(folder, file, what):
 
 def prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> str:
     """The text that the model continues with its answer; no message can end itself or begin another turn."""
+    messages = families.fold_system(messages, tokenizer.chat_template)
     harmless = [message | {"content": plain(tokenizer, message["content"])} for message in messages]
     return tokenizer.apply_chat_template(harmless, tokenize=False, add_generation_prompt=True)
 

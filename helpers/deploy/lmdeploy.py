@@ -9,16 +9,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
-from xtuner.utils import PROMPT_TEMPLATE
 
 from helpers.data.split import write_samples
 from helpers.machine import process, profile
+from helpers.train import families
 from helpers.train.memory import GB, OVERHEAD, Shape
-from helpers.train.tokens import encode
+from helpers.train.tokens import encode, trained_with
 
 LMDEPLOY = profile.ROOT / "workspace" / "lmdeploy"  # where every command runs
-# The same marks as internlm2's, which also writes a system prompt of its own wherever a conversation has none.
-CHAT_TEMPLATE = "yi"
 API_PORT, PAGE_PORT = 23333, 6006
 SAMPLES, LENGTH = 64, 256  # of calibration: conversations at most, tokens of each block that they are joined to
 CONTEXT = 2048  # tokens of the conversation that an engine's estimate has room for
@@ -59,8 +57,8 @@ class Command:
 
 def commands(model: str | Path, machine: profile.Profile) -> dict[str, Command]:
     """Every LMDeploy command of the course for a model folder, by name."""
+    template = ("--chat-template", chat_template(model))
     model = os.path.relpath(model, LMDEPLOY)
-    template = ("--chat-template", CHAT_TEMPLATE)
     engine = (model, *template, "--cache-max-entry-count", 0.4)  # of what the weights leave free; the default takes 0.8
     local = ("--server-name", "127.0.0.1", "--server-port")
     data = (model, "--calib-dataset", "pileval", "--calib-samples", SAMPLES, "--calib-seqlen", LENGTH)
@@ -84,6 +82,11 @@ def commands(model: str | Path, machine: profile.Profile) -> dict[str, Command]:
     return {command.name: command for command in every}
 
 
+def chat_template(model: str | Path) -> str:
+    """LMDeploy's name for how the model in a folder talks; left to itself it guesses by the folder's name."""
+    return families.dialogue(families.chat_template(model)).lmdeploy
+
+
 def run(command: Command, typed: str = "") -> Iterator[str]:
     """A command's output, line by line as it comes; raises process.Failed. Closing it ends the command."""
     LMDEPLOY.mkdir(parents=True, exist_ok=True)
@@ -101,9 +104,9 @@ def write_calibration(samples: list[dict], tokenizer: PreTrainedTokenizerBase) -
     """Writes samples, as they were trained on, where the quantizing commands look for them; gives the file."""
     path = LMDEPLOY / DATASET / "validation.jsonl"
     start = tokenizer.bos_token or ""  # LMDeploy writes it itself
-    rows = []
+    rows, template_and_tokenizer = [], trained_with(tokenizer)
     for sample in samples:
-        ids, _ = encode(sample["conversation"], PROMPT_TEMPLATE.internlm2_chat, tokenizer)
+        ids, _ = encode(sample["conversation"], *template_and_tokenizer)
         rows.append({"text": tokenizer.decode(ids).removeprefix(start)})
     write_samples(rows, path)
     return path

@@ -135,8 +135,7 @@ DIALOGUES = (
     Dialogue("Qwen2.5", ("<|im_start|>", QWEN2_5), (_chatml(DEFAULT_SYSTEM=QWEN2_5),), ("<|im_end|>",), "qwen2d5"),
     Dialogue("Qwen2", ("<|im_start|>", QWEN2), (_chatml(DEFAULT_SYSTEM=QWEN2),), ("<|im_end|>",), "qwen"),
     # LMDeploy's yi has the same marks as its internlm2, which also writes a system prompt where there is none.
-    Dialogue("InternLM2、InternLM2.5、Yi（ChatML）", ("<|im_start|>",),
-             ("internlm2_chat", _chatml(START=""), _chatml(START="", SYSTEM="{system}")), ("<|im_end|>",), "yi"),
+    Dialogue("InternLM2、InternLM2.5", ("<|im_start|>",), ("internlm2_chat",), ("<|im_end|>",), "yi"),
     Dialogue("Llama 3.1", ("<|start_header_id|>", "Cutting Knowledge Date"),
              (_llama3(DEFAULT_SYSTEM="", SYSTEM="<|start_header_id|>system<|end_header_id|>\n\n"
                                                 f"{LLAMA3_1}{{system}}<|eot_id|>"),),
@@ -179,7 +178,7 @@ def chat_template(folder: str | Path) -> str | None:
     if separate.is_file():
         return separate.read_text(encoding="utf-8")
     if not settings.is_file():
-        return None
+        raise FileNotFoundError(f"找不到 {settings}：请改成完整的模型文件夹。")
     template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
     return template if isinstance(template, str) else None
 
@@ -199,6 +198,15 @@ def dialogue(template: str | None) -> Dialogue:
 def find_dialogue(template: str) -> Dialogue | None:
     """The same, or None."""
     return next((known for known in DIALOGUES if all(mark in template for mark in known.marks)), None)
+
+
+def fold_system(messages: list[dict], template: str | None) -> list[dict]:
+    """The messages as a chat template takes them: some have no place for a system prompt but in the first question."""
+    known = find_dialogue(template or "")
+    if not known or not known.folds_system or messages[0]["role"] != "system":
+        return messages
+    system, question, *rest = messages
+    return [question | {"content": f"{system['content']}\n\n{question['content']}"}, *rest]
 
 
 @commands.command

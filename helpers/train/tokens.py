@@ -90,18 +90,9 @@ def to_messages(turns: list[dict]) -> list[dict]:
     return messages
 
 
-def fold_system(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[dict]:
-    """The messages as a model's chat template takes them: some have no system prompt but in the first question."""
-    known = families.find_dialogue(tokenizer.chat_template or "")
-    if not known or not known.folds_system or messages[0]["role"] != "system":
-        return messages
-    system, question, *rest = messages
-    return [question | {"content": f"{system['content']}\n\n{question['content']}"}, *rest]
-
-
 def written_by_model(turns: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token ids of a conversation as the model's own chat template writes it."""
-    return tokenizer.apply_chat_template(fold_system(to_messages(turns), tokenizer))
+    return tokenizer.apply_chat_template(families.fold_system(to_messages(turns), tokenizer.chat_template))
 
 
 def difference(turns: list[dict], template: dict,
