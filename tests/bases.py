@@ -85,7 +85,8 @@ def tokenizer_of(speaker: str) -> PreTrainedTokenizerFast:
     tokens.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     kind = Qwen2TokenizerFast if speaker.startswith("qwen") else PreTrainedTokenizerFast
     return kind(tokenizer_object=tokens, bos_token=first, eos_token=last, pad_token="<pad>", unk_token=None,
-                additional_special_tokens=marks, chat_template=template, clean_up_tokenization_spaces=False)
+                additional_special_tokens=marks, chat_template=template, clean_up_tokenization_spaces=False,
+                model_input_names=["input_ids", "attention_mask"])
 
 
 def write_internlm2(folder: Path) -> Path:

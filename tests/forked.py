@@ -15,8 +15,8 @@ SERVER.set_forkserver_preload([*process.XTUNER.values(), "xtuner.model", "bitsan
 def run(name, *arguments, log):
     """What XTuner's train, pth_to_hf or merge prints with these arguments, and its exit code."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in profile.environment().items():  # the server, started by the first call, keeps its own
-            patch.setenv(name, value)
+        for variable, value in profile.environment().items():  # the server, started by the first call, keeps its own
+            patch.setenv(variable, value)
         program = SERVER.Process(target=_run, args=(name, list(map(str, arguments)), log), daemon=True)
         program.start()
     program.join()

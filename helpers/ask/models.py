@@ -35,7 +35,8 @@ def _stops(model, tokenizer):
     named = model.generation_config.eos_token_id
     known = families.find_dialogue(tokenizer.chat_template or "")
     own = [tokenizer.get_vocab().get(stop) for stop in known.stops] if known else []
-    return list(dict.fromkeys([*(named if isinstance(named, list) else [named]), *own]).keys() - {None}) or None
+    ids = {*own, *(named if isinstance(named, list) else [named])} - {None}
+    return sorted(ids) or None
 
 
 def _check_folder(folder, file, what):
