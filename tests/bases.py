@@ -32,7 +32,7 @@ def _turns(turn, start="{{ bos_token }}", system="", ask=""):
 
 
 CHATML = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-HEADED = "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content + '<|eot_id|>' }}"
+HEADED = "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 ASK_CHATML, ASK_HEADED = "<|im_start|>assistant\n", "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
@@ -82,8 +82,12 @@ def tokenizer_of(speaker: str) -> PreTrainedTokenizerFast:
     """The tiny base's tokenizer with a family's marks and chat template in place of its own."""
     first, last, marks, template = SPEAKERS[speaker]
     tokens = Tokenizer.from_file(str(TINY_BASE / "tokenizer.json"))
-    tokens.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     kind = Qwen2TokenizerFast if speaker.startswith("qwen") else PreTrainedTokenizerFast
+    tokens.add_special_tokens([mark for mark in (first, last, *marks) if mark])
+    adds_first = template.startswith("{{ bos_token }}")
+    tokens.post_processor = TemplateProcessing(
+        single=f"{first} $A" if adds_first else "$A",
+        special_tokens=[(first, tokens.token_to_id(first))] if adds_first else [])
     return kind(tokenizer_object=tokens, bos_token=first, eos_token=last, pad_token="<pad>", unk_token=None,
                 additional_special_tokens=marks, chat_template=template, clean_up_tokenization_spaces=False,
                 model_input_names=["input_ids", "attention_mask"])

@@ -143,10 +143,12 @@ def test_gguf_is_made_of_those_layouts_that_the_table_names(base, tmp_path):
 
 
 def test_lmdeploy_writes_what_was_trained_except_for_glms_line_break(base):
-    report = same_tokens.compare_programs(base)
-    wrong = {difference.program for difference in report.differences}
-    expected = {f"LMDeploy（{lmdeploy.chat_template(base)}）"} if lmdeploy.chat_template(base) == "glm4" else set()
-    assert wrong == expected, report.lines
+    """A chat template that trims what it is given differs from training where a text begins or ends with spaces."""
+    report, name = same_tokens.compare_programs(base), lmdeploy.chat_template(base)
+    trims = "trim" in families.chat_template(base)
+    wrong = {difference.program for difference in report.differences
+             if not (trims and difference.conversation == "空格和换行")}
+    assert wrong == ({f"LMDeploy（{name}）"} if name == "glm4" else set()), report.lines
 
 
 def test_a_config_that_still_has_another_models_template_is_sent_to_for_model(config, base):

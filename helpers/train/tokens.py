@@ -8,6 +8,7 @@ import math
 from functools import partial
 from itertools import zip_longest
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from xtuner.dataset.utils import encode_fn
 from xtuner.utils import PROMPT_TEMPLATE
@@ -118,10 +119,14 @@ def named(template: str | dict) -> dict:
 def right_template(tokenizer: PreTrainedTokenizerBase) -> str | dict:
     """The template of the families' table whose tokens are those of the model's own chat template."""
     known = families.dialogue(tokenizer.chat_template)
-    for template in known.templates:
-        writer = begun(tokenizer, named(template))
-        if not any(difference(turns, named(template), writer) for turns in (DIALOGUE, WITHOUT_SYSTEM)):
-            return template
+    try:
+        for template in known.templates:
+            writer = begun(tokenizer, named(template))
+            if not any(difference(turns, named(template), writer) for turns in (DIALOGUE, WITHOUT_SYSTEM)):
+                return template
+    except TemplateError as error:
+        raise CourseError(f"模型的 chat_template 写不了有 system 的对话（{error}）。"
+                          f"修复：{families.BY_HAND}。") from error
     raise CourseError(f"模型的 chat_template 像 {known.name}，写出来的词元却和课程知道的都不同。"
                       f"修复：{families.BY_HAND}。")
 
