@@ -1,7 +1,6 @@
 """LMDeploy's promises: it understands every command of the course, and what it quantizes here still answers."""
 import re
 import shlex
-import shutil
 from dataclasses import replace
 from functools import cache
 
@@ -176,10 +175,9 @@ def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path,
     templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weight_bytes)))
     assert {known.lmdeploy for known in families.DIALOGUES} <= set(templates)
     assert "internlm2" in (tmp_path / "lmdeploy.log").read_text()
-    (tmp_path / "half").mkdir()
-    shutil.copy(profile.TINY_BASE / "tokenizer_config.json", tmp_path / "half")
+    command = lmdeploy.commands(profile.TINY_BASE, CPU)["lite auto_awq"]
     with pytest.raises(process.Failed, match="模型文件夹不对"):
-        list(lmdeploy.run(lmdeploy.commands(tmp_path / "half", CPU)["lite auto_awq"]))
+        list(lmdeploy.run(replace(command, options=(tmp_path / "nothing", *command.options[1:]))))
 
 
 def test_a_server_can_be_asked_while_the_block_lasts_and_no_longer(tmp_path, monkeypatch):
