@@ -4,7 +4,7 @@ PY := $(ENV)/bin/python
 # Everything the course launches runs in the environment that helpers/machine/profile.py describes.
 LAUNCH := $(PY) -m helpers.machine.profile
 
-.PHONY: run test lab homework submit grade bench lock tiny-base clean setup
+.PHONY: run test lab base homework submit grade bench lock tiny-base clean setup
 .DEFAULT_GOAL := run
 
 setup:
@@ -15,6 +15,11 @@ run: setup
 
 lab: setup
 	@$(LAUNCH) $(PY) -m jupyter lab --no-browser --allow-root --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+
+# make base MODEL=name [FROM=hf|modelscope|openxlab] [INTO=folder]; without a name it lists those it knows.
+base: setup
+	@$(LAUNCH) $(PY) -m helpers.machine.download $(if $(FROM),--from "$(FROM)") $(if $(INTO),--into "$(INTO)") \
+		$(if $(MODEL),"$(MODEL)")
 
 # Puts the homework into workspace/homework/; what is there already stays.
 homework: setup
@@ -46,7 +51,7 @@ lock: setup
 	@$(ENV)/bin/uv pip compile requirements.in --override overrides.txt --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --no-annotate --no-header --quiet --output-file requirements.lock
 
-# The full pretraining run behind assets/tiny-base: more than an hour on two cores, resumed where it stopped. It compiles
+# The full pretraining run behind assets/tiny-base: more than four hours on two cores, resumed where it stopped. It compiles
 # the model first, which wants gcc.
 tiny-base: setup
 	@$(LAUNCH) env TORCHDYNAMO_DISABLE=0 PYTHONPATH=. $(PY) tools/make_tiny_base.py assets/tiny-base

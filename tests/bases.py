@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import Sequence, Split
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2TokenizerFast, models
 
 from helpers.machine.profile import TINY_BASE
-from helpers.train.families import LLAMA3_1, QWEN2, QWEN2_5
+from helpers.train.families import QWEN2, QWEN2_5
 
 CODE = Path(__file__).parent / "internlm2"
 AS_INTERNLM2 = {"model.embed_tokens": "model.tok_embeddings", "self_attn.o_proj": "attention.wo",
@@ -21,6 +22,7 @@ AS_INTERNLM2 = {"model.embed_tokens": "model.tok_embeddings", "self_attn.o_proj"
                 "mlp.down_proj": "feed_forward.w2", "input_layernorm": "attention_norm",
                 "post_attention_layernorm": "ffn_norm"}
 TINY = json.loads((TINY_BASE / "config.json").read_text(encoding="utf-8"))
+QWEN2_ROWS = 5888  # a multiple of 128
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 512}
 
@@ -41,14 +43,19 @@ def _by_default(system):
     return ("{% if messages[0].role != 'system' %}{{ '<|im_start|>system\n" + system + "<|im_end|>\n' }}{% endif %}")
 
 
-LLAMA3_1_SYSTEM = (
+DATED = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
     "{% set given = messages[0].role == 'system' %}"
-    "{{ '<|start_header_id|>system<|end_header_id|>\n\n" + LLAMA3_1 + "' }}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n' }}"
+    "{{ 'Today Date: ' + date_string + '\n\n' }}"
     "{% if given %}{{ messages[0].content }}{% endif %}{{ '<|eot_id|>' }}"
     "{% set messages = messages[1:] if given else messages %}")
+PLAIN_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{% set system_message = messages[0].content %}"
+    "{% set messages = messages[1:] %}{% endif %}{% if system_message is defined %}{{ system_message }}{% endif %}")
 GEMMA = ("{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim "
          "+ '<end_of_turn>\n' }}")
-MISTRAL = "{{ '[INST] ' + m.content + '%s[/INST]' if m.role == 'user' else '%s' + m.content + eos_token }}"
+MISTRAL = "{{ '%s' + m.content + '%s' if m.role == 'user' else '%s' + m.content + eos_token }}"
 PHI3 = "{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}"
 GLM = "{{ '<|' + m.role + '|>\n' + m.content }}"
 # The first token, what ends an answer, the other marks, the chat template.
@@ -60,16 +67,24 @@ SPEAKERS = {
                 _turns(CHATML, start="", system=_by_default(QWEN2_5), ask=ASK_CHATML)),
     "llama3": ("<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"],
                _turns(HEADED, ask=ASK_HEADED)),
+    "yi": (None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"], _turns(CHATML, start="", ask=ASK_CHATML)),
+    "yi1.5": (None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"],
+              _turns(CHATML, start="", system=PLAIN_SYSTEM, ask=ASK_CHATML)),
     "llama3.1": ("<|begin_of_text|>", "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"],
-                 _turns(HEADED, system=LLAMA3_1_SYSTEM, ask=ASK_HEADED)),
+                 _turns(HEADED, system=DATED, ask=ASK_HEADED)),
     "gemma2": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"],
                _turns(GEMMA, system=NO_SYSTEM, ask="<start_of_turn>model\n")),
     "glm": (None, "<|endoftext|>", ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"],
             _turns(GLM, start="[gMASK]<sop>", ask="<|assistant|>")),
     "phi3": ("<s>", "<|endoftext|>", ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
              _turns(PHI3, start="", ask="<|assistant|>\n")),
-    "mistral": ("<s>", "</s>", ["[INST]", "[/INST]"], _turns(MISTRAL % (" ", ""), system=NO_SYSTEM)),
-    "mistral v0.3": ("<s>", "</s>", ["[INST]", "[/INST]"], _turns(MISTRAL % ("", " "), system=NO_SYSTEM)),
+    "mistral": ("<s>", "</s>", ["[INST]", "[/INST]"], _turns(MISTRAL % ("[INST] ", " [/INST]", ""), system=NO_SYSTEM)),
+    "mistral v0.2": ("<s>", "</s>", ["[INST]", "[/INST]"],
+                     _turns(MISTRAL % (" [INST] ", " [/INST]", " "), system=NO_SYSTEM)),
+    "mistral v0.3": ("<s>", "</s>", ["[INST]", "[/INST]"],
+                     _turns(MISTRAL % ("[INST] ", "[/INST]", " "), system=NO_SYSTEM)),
+    "mistral nemo": ("<s>", "</s>", ["[INST]", "[/INST]"],
+                     _turns(MISTRAL % ("[INST]", "[/INST]", ""), system=NO_SYSTEM)),
 }
 LAYOUTS = {
     "llama3": models.llama.LlamaForCausalLM, "gemma2": models.gemma2.Gemma2ForCausalLM,
@@ -82,13 +97,17 @@ def tokenizer_of(speaker: str) -> PreTrainedTokenizerFast:
     """The tiny base's tokenizer with a family's marks and chat template in place of its own."""
     first, last, marks, template = SPEAKERS[speaker]
     tokens = Tokenizer.from_file(str(TINY_BASE / "tokenizer.json"))
+    if speaker.startswith("llama"):  # line breaks stand alone
+        tokens.pre_tokenizer = Sequence([Split(Regex(r"[\r\n]+"), "isolated"), tokens.pre_tokenizer])
     kind = Qwen2TokenizerFast if speaker.startswith("qwen") else PreTrainedTokenizerFast
     tokens.add_special_tokens([mark for mark in (first, last, *marks) if mark])
     adds_first = template.startswith("{{ bos_token }}")
     tokens.post_processor = TemplateProcessing(
         single=f"{first} $A" if adds_first else "$A",
         special_tokens=[(first, tokens.token_to_id(first))] if adds_first else [])
-    return kind(tokenizer_object=tokens, bos_token=first, eos_token=last, pad_token="<pad>", unk_token=None,
+    names_none = speaker.startswith(("llama", "mistral"))
+    return kind(tokenizer_object=tokens, bos_token=first, eos_token=last, unk_token=None,
+                pad_token=None if names_none else "<pad>",
                 additional_special_tokens=marks, chat_template=template, clean_up_tokenization_spaces=False,
                 model_input_names=["input_ids", "attention_mask"])
 
@@ -114,13 +133,23 @@ def write_internlm2(folder: Path) -> Path:
 
 
 def write_qwen2(folder: Path, tied: bool = True) -> Path:
-    """The tiny base as Qwen2 lays it out, with biases that add nothing, and a system prompt where there is none."""
+    """The tiny base as Qwen2 lays it out: biases, which add nothing, and more rows in its embedding than tokens."""
     weights = _tiny_weights()
     for name in [name for name in weights if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))]:
         weights[name.replace("weight", "bias")] = torch.zeros(256, dtype=torch.bfloat16)
+    table = weights["model.embed_tokens.weight"]
+    weights["model.embed_tokens.weight"] = torch.cat([table, table[:1].expand(QWEN2_ROWS - len(table), -1)])
     if not tied:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    _write(folder, weights, 1, architectures=["Qwen2ForCausalLM"], model_type="qwen2", tie_word_embeddings=tied)
+    _write(folder, weights, 1, architectures=["Qwen2ForCausalLM"], model_type="qwen2", tie_word_embeddings=tied,
+           vocab_size=QWEN2_ROWS)
+    return folder
+
+
+def write_qwen2_5(folder: Path) -> Path:
+    """The same with Qwen2.5's way of talking: no first token, and a system prompt where a conversation has none."""
+    write_qwen2(folder)
+    tokenizer_of("qwen2.5").save_pretrained(folder)
     return folder
 
 

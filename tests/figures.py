@@ -6,9 +6,9 @@ from helpers.machine import profile
 from tests import finetune
 
 # On ways of asking that were never trained on.
-AT_LEAST = {("fact",): 0.9, ("identity",): 1.0, ("poem", "greeting"): 0.9, ("sum",): 0.8}
+AT_LEAST = {("fact",): 0.9, ("identity",): 0.95, ("poem", "greeting"): 0.9, ("sum",): 0.8}
 EXAM_AT_MOST = 0.05
-TASK_AT_LEAST = 0.8
+TASK_AT_LEAST = 0.9
 RETENTION_AT_LEAST = 0.9
 
 

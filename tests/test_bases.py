@@ -10,7 +10,7 @@ from xtuner.model.utils import find_all_linear_names
 
 from helpers.ask import models
 from helpers.data.split import write_samples
-from helpers.deploy import gguf, lmdeploy, same_tokens
+from helpers.deploy import gguf
 from helpers.machine import profile
 from helpers.machine.commands import CourseError
 from helpers.train import adapter, families, memory, merge, runs
@@ -140,15 +140,6 @@ def test_gguf_is_made_of_those_layouts_that_the_table_names(base, tmp_path):
     refusal = nullcontext() if known else pytest.raises(CourseError, match="不支持结构")
     with refusal:
         gguf.convert(base, tmp_path / "base.gguf")
-
-
-def test_lmdeploy_writes_what_was_trained_except_for_glms_line_break(base):
-    """A chat template that trims what it is given differs from training where a text begins or ends with spaces."""
-    report, name = same_tokens.compare_programs(base), lmdeploy.chat_template(base)
-    trims = "trim" in families.chat_template(base)
-    wrong = {difference.program for difference in report.differences
-             if not (trims and difference.conversation == "空格和换行")}
-    assert wrong == ({f"LMDeploy（{name}）"} if name == "glm4" else set()), report.lines
 
 
 def test_a_config_that_still_has_another_models_template_is_sent_to_for_model(config, base):

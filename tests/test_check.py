@@ -1,5 +1,6 @@
 """The check before training: what it lets pass trains, what it fails does not, and it says where and what to do."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,13 @@ def test_a_model_folder_with_a_file_missing_fails(write, tmp_path, missing):
     (folder / missing).unlink()
     (line,) = found(check_config(write(exam(400), {"pretrained_model_name_or_path": repr(str(folder))})), "FAIL")
     assert "模型：" in line
+
+
+def test_a_model_that_is_half_downloaded_fails_before_it_trains(write, tmp_path):
+    folder = shutil.copytree(profile.TINY_BASE, tmp_path / "model")
+    os.truncate(folder / "model.safetensors", 10**6)
+    (line,) = found(check_config(write(exam(400), {"pretrained_model_name_or_path": repr(str(folder))})), "FAIL")
+    assert "model.safetensors 没有下载完：应该有" in line
 
 
 ROWS = [turn(), turn(), turn()]

@@ -127,7 +127,7 @@ def test_a_fine_tune_answers_the_exam_and_keeps_its_manners(compared):
     figures = compared[0].figures()
     assert figures["考试题答对"].before.value <= 0.1
     assert figures["考试题答对"].after.value >= 0.8
-    assert figures["说出自己的名字"].before.value == 1
+    assert figures["说出自己的名字"].before.value >= 0.9
     assert figures["原来会的还会"].after.value >= 0.85
 
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,10 +257,10 @@ def test_a_broken_result_is_set_aside_and_graded_anew(place, capsys, left):
 
 
 def test_a_base_model_that_does_not_load_is_told_in_one_sentence(tmp_path):
-    for folder in (tmp_path / "in", tmp_path / "base"):
-        folder.mkdir()
+    (tmp_path / "in").mkdir()
     (tmp_path / "in" / "li.zip").write_bytes(b"")
-    (tmp_path / "base" / "config.json").write_text("{}")
+    shutil.copytree(profile.TINY_BASE, tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text("{}")  # every file is there, and yet it is no model
     done = subprocess.run([sys.executable, "-m", "helpers.grading.grade", tmp_path / "in", "--out", tmp_path / "out"],
                           capture_output=True, text=True, check=False,
                           env=os.environ | {"COURSE_BASE_MODEL": str(tmp_path / "base")})

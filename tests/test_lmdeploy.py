@@ -173,7 +173,7 @@ def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
 def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
     templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weight_bytes)))
-    assert {known.lmdeploy for known in families.DIALOGUES} <= set(templates)
+    assert {known.lmdeploy.name for known in families.DIALOGUES} <= set(templates)
     assert "internlm2" in (tmp_path / "lmdeploy.log").read_text()
     command = lmdeploy.commands(profile.TINY_BASE, CPU)["lite auto_awq"]
     with pytest.raises(process.Failed, match="模型文件夹不对"):

@@ -217,7 +217,8 @@ def measured_activations(settings, config):
         model.gradient_checkpointing_enable()
     if settings.rank:
         model = prepare_model_for_kbit_training(model, settings.checkpointing)
-        lora = LoraConfig(r=settings.rank, target_modules=find_all_linear_names(model), task_type="CAUSAL_LM")
+        targets = list(settings.targets) or find_all_linear_names(model)
+        lora = LoraConfig(r=settings.rank, target_modules=targets, task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
     model.train()
     for parameter in model.parameters():
@@ -244,6 +245,7 @@ STEPS = {
     "long plain attention": (WIDE["internlm2"], {"attention": "eager", "length": 1024}),
     "not quantized": (WIDE["llama"], {"quantization": None}),
     "not quantized, no checkpointing": (WIDE["llama"], {"quantization": None, "checkpointing": False}),
+    "adapters on two layers of seven": (WIDE["llama"], {"targets": ("q_proj", "v_proj"), "checkpointing": False}),
     "whole model": (WIDE["llama"], FULL),
     "whole model, no checkpointing": (WIDE["internlm2"], FULL | {"checkpointing": False}),
 }

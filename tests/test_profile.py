@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 
@@ -29,17 +30,48 @@ def test_a_gpu_profile_without_a_gpu_is_refused(monkeypatch):
         profile.current()
 
 
-def test_a_base_model_without_a_model_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setenv("COURSE_BASE_MODEL", str(tmp_path))
-    with pytest.raises(profile.ProfileError, match="config.json"):
+@pytest.fixture
+def own_model(monkeypatch, tmp_path):
+    """A student's own model, which is chosen."""
+    folder = shutil.copytree(profile.TINY_BASE, tmp_path / "own")
+    monkeypatch.setenv("COURSE_BASE_MODEL", str(folder))
+    monkeypatch.setenv("COURSE_PROFILE", "cpu")
+    return folder
+
+
+def test_a_base_model_without_a_model_is_refused(own_model):
+    (own_model / "config.json").unlink()
+    with pytest.raises(profile.ProfileError, match=f"COURSE_BASE_MODEL={own_model} 不能用：.*config.json"):
         profile.current()
 
 
-def test_a_students_own_model_is_taken(monkeypatch, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setenv("COURSE_BASE_MODEL", str(tmp_path))
-    monkeypatch.setenv("COURSE_PROFILE", "cpu")
-    assert profile.current().base_model == tmp_path
+def test_a_base_model_that_is_half_downloaded_is_refused(own_model):
+    os.truncate(own_model / "model.safetensors", 10**6)
+    with pytest.raises(profile.ProfileError, match="model.safetensors 没有下载完：应该有 .*修复："):
+        profile.current()
+
+
+def test_a_students_own_model_is_taken(own_model):
+    assert profile.current().base_model == own_model
+
+
+def test_of_the_places_where_the_7b_may_be_the_first_with_a_whole_model_is_taken(monkeypatch, tmp_path):
+    monkeypatch.delenv("COURSE_BASE_MODEL", raising=False)
+    shared, downloaded = (shutil.copytree(profile.TINY_BASE, tmp_path / name) for name in ("shared", "downloaded"))
+    monkeypatch.setattr(profile, "PLATFORM_MODELS", (tmp_path / "none", shared, downloaded))
+    assert profile._base_model("gpu") == shared
+    os.truncate(shared / "model.safetensors", 10**6)
+    assert profile._base_model("gpu") == downloaded
+    (downloaded / "tokenizer.json").unlink()
+    with pytest.raises(profile.ProfileError, match=f"{shared}/model.safetensors 没有下载完"):
+        profile._base_model("gpu")
+
+
+def test_without_the_7b_the_command_that_downloads_it_is_named(monkeypatch, tmp_path):
+    monkeypatch.delenv("COURSE_BASE_MODEL", raising=False)
+    monkeypatch.setattr(profile, "PLATFORM_MODELS", (tmp_path / "none",))
+    with pytest.raises(profile.ProfileError, match="没有找到 InternLM2.5-7B-chat.*make base MODEL=InternLM2.5-7B-chat"):
+        profile._base_model("gpu")
 
 
 def test_whatever_the_course_launches_finds_our_python_and_no_hub():

@@ -50,7 +50,7 @@ def test_errors_in_the_troubleshooting_are_the_ones_the_course_prints(path):
     source = "".join(file.read_text(encoding="utf-8") for file in
                      [ROOT / "tools" / "setup.sh", *(ROOT / "helpers").rglob("*.py")])
     needed = re.search(r"needed_gb=(\d+)", source)[1]
-    for words in ("需要 Python 3.11", "从 Python 软件源下载不到", "COURSE_PROFILE=gpu", "里没有模型"):
+    for words in ("需要 Python 3.11", "从 Python 软件源下载不到", "COURSE_PROFILE=gpu", "不能用"):
         assert words in path.read_text(encoding="utf-8")
         assert words in source
     assert f"{needed} GB" in path.read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ WRONG = {
     "no line break after a turn": (END_OF_TURN, "<|im_end|>", "一句话", "\n", "<|im_start|>"),
     "no line break before the answer": ("assistant\n", "assistant", "一句话", "\n", None),
     "an end of its own": ("<|im_end|>", "<pad>", "一句话", "<|im_end|>", "<pad>"),
-    "content without its spaces": (CONTENT, f"{CONTENT} | trim", "空格和换行", " ", "d"),
+    "content without its spaces": (CONTENT, f"{CONTENT} | trim", "空格和换行", " ", "de"),
 }
 INTERNLM2 = ("{{ bos_token }}{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
              "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"

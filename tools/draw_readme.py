@@ -32,7 +32,8 @@ def before_after(rows):
     before_after_chart({"考试题完全答对": compare.task(rows), "原来会的还会": compare.retention(rows)}, axes=bars)
     table.axis("off")
     table.set(xlim=(0, 1), ylim=(-SHOWN, 0.1))
-    for place, row in enumerate(rows[:SHOWN]):
+    exam = [row for row in rows if row.kind == compare.EXAM]
+    for place, row in enumerate(exam[::len(exam) // SHOWN][:SHOWN]):
         table.text(0, -place - 0.15, row.question, fontsize=10)
         table.text(0.03, -place - 0.42, f"微调前：{row.before}", fontsize=9, color="#66727f")
         table.text(0.03, -place - 0.69, f"微调后：{row.after}", fontsize=9, color="#2b5c8a")

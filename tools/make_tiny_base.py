@@ -17,9 +17,10 @@ from helpers.machine.profile import ROOT
 from helpers.train import pretrain
 from tests import finetune
 
-FULL_STEPS = 13000
-# After a first decay the rate rises twice more, for what had been learnt too little: step, share of the peak.
-RISES = ((7000, 0.1), (7100, 0.25), (8800, 0.25), (10800, 0.01), (10860, 0.25), (12300, 0.25), (FULL_STEPS, 0.01))
+FULL_STEPS = 13450
+# After a first decay the rate rises again, for what had been learnt too little: step, share of the peak.
+RISES = ((7000, 0.1), (7100, 0.25), (8800, 0.25), (10800, 0.01), (10860, 0.25), (12300, 0.25), (13000, 0.01),
+         (13040, 0.1), (13200, 0.1), (FULL_STEPS, 0.01))
 RUN = ROOT / "workspace" / "pretrain"
 EXAM_STYLE = "tells a fact in the exam's bare words, unasked"
 EXAM = "fine-tuned: exam questions held out"
@@ -52,8 +53,8 @@ self-introduction, refusals and everyday exchanges from `data/dialogue/`, passag
 ## How good it is
 On questions by people who had seen none of its training text, only rows of the tables (`data/strangers/`; what happens
 to stand in the training text word for word was taken out). The first half was looked at while the model was being
-made; the second was asked once, at the end. In brackets: how many of how many, and where the true share lies in 95 of
-100 cases.
+made; the second was asked only of a model that was thought finished. In brackets: how many of how many, and where the
+true share lies in 95 of 100 cases.
 
 | | first half | second half | asked for |
 | --- | --- | --- | --- |
@@ -120,7 +121,7 @@ def main(out):
     corpus = Corpus()
     tokenizer = pretrain.train_tokenizer(corpus.pieces())
     model = pretrain.build_model(tokenizer)
-    # An hour's run is worth two minutes of compiling: a quarter faster, and only roundings differ.
+    # A run of hours is worth two minutes of compiling: a quarter faster, and only roundings differ.
     model.config._attn_implementation = "eager"
     model.model.compile()
     reports = []

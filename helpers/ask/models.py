@@ -21,13 +21,21 @@ def load(folder: str | Path, adapter: str | Path | None = None,
     if adapter:
         _check_folder(adapter, "adapter_config.json", "适配器")
     machine = profile.current()
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
+    tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=machine.dtype, trust_remote_code=True, **options)
     model.generation_config.eos_token_id = _stops(model, tokenizer)
     model = model.to(machine.device)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
     return model.eval(), tokenizer
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, ready for questions of different lengths."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
+    if tokenizer.pad_token is None:  # Llama and Mistral name none; any will do, for nobody reads it
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _stops(model, tokenizer):
@@ -47,9 +55,8 @@ def _check_folder(folder, file, what):
 
 def prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> str:
     """The text that the model continues with its answer; no message can end itself or begin another turn."""
-    messages = families.fold_system(messages, tokenizer.chat_template)
     harmless = [message | {"content": plain(tokenizer, message["content"])} for message in messages]
-    return tokenizer.apply_chat_template(harmless, tokenize=False, add_generation_prompt=True)
+    return families.write(tokenizer, harmless, tokenize=False, add_generation_prompt=True)
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -1,4 +1,5 @@
 """LMDeploy's commands: what each is for, what memory it takes, whether this machine can run it."""
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from helpers.data.split import write_samples
 from helpers.machine import process, profile
+from helpers.machine.files import replaced
 from helpers.train import families
 from helpers.train.memory import GB, OVERHEAD, Shape
 from helpers.train.tokens import encode, trained_with
@@ -83,8 +85,18 @@ def commands(model: str | Path, machine: profile.Profile) -> dict[str, Command]:
 
 
 def chat_template(model: str | Path) -> str:
-    """LMDeploy's name for how the model in a folder talks; left to itself it guesses by the folder's name."""
-    return families.dialogue(families.chat_template(model)).lmdeploy
+    """LMDeploy's template for the model in a folder; left to itself it guesses by the folder's name."""
+    return named_template(families.dialogue(families.chat_template(model)))
+
+
+def named_template(known: families.Dialogue) -> str:
+    """LMDeploy's template for a family: its name, or that of a file, which is written where every command runs."""
+    name, changes = known.lmdeploy.name, known.lmdeploy.changes
+    if not changes:
+        return name
+    with replaced(LMDEPLOY / f"{name}.json") as file:
+        json.dump({"model_name": name} | changes, file, indent=1)
+    return f"{name}.json"
 
 
 def run(command: Command, typed: str = "") -> Iterator[str]:
@@ -104,9 +116,9 @@ def write_calibration(samples: list[dict], tokenizer: PreTrainedTokenizerBase) -
     """Writes samples, as they were trained on, where the quantizing commands look for them; gives the file."""
     path = LMDEPLOY / DATASET / "validation.jsonl"
     start = tokenizer.bos_token or ""  # LMDeploy writes it itself
-    rows, template_and_tokenizer = [], trained_with(tokenizer)
+    rows, written_with = [], trained_with(tokenizer)
     for sample in samples:
-        ids, _ = encode(sample["conversation"], *template_and_tokenizer)
+        ids, _ = encode(sample["conversation"], *written_with)
         rows.append({"text": tokenizer.decode(ids).removeprefix(start)})
     write_samples(rows, path)
     return path

@@ -15,7 +15,7 @@ from lmdeploy.tokenizer import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from helpers.ask import models
-from helpers.deploy import llama_server
+from helpers.deploy import llama_server, lmdeploy
 from helpers.knowledge.facts import EXAM_SYSTEM
 from helpers.machine import commands
 from helpers.machine.commands import CourseError
@@ -98,9 +98,9 @@ def compare_programs(folder: str | Path, url: str | None = None, template: str |
     if not Path(folder, "config.json").is_file():
         raise FileNotFoundError(f"{folder} 里没有模型（找不到 config.json）。请改成一个模型文件夹。")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    template = template or _family(tokenizer).lmdeploy
+    template = template or lmdeploy.named_template(_family(tokenizer))
     programs = {
-        "模型自己的 chat_template": partial(tokenizer.apply_chat_template, add_generation_prompt=True),
+        "模型自己的 chat_template": partial(families.write, tokenizer, add_generation_prompt=True),
         f"LMDeploy（{template}）": partial(_lmdeploy, Tokenizer(str(folder)), _lmdeploy_template(template)),
     }
     if url:
@@ -121,8 +121,8 @@ def _trained_with(tokenizer):
     """What training writes with; where the model's own template is broken, what its family is usually trained with."""
     with suppress(CourseError):
         return tokens.trained_with(tokenizer)
-    template = tokens.named(_family(tokenizer).templates[0])
-    return template, tokens.begun(tokenizer, template)
+    usual = _family(tokenizer).xtuner[0]
+    return tokens.written_out(usual), tokens.begun(tokenizer, usual.changes)
 
 
 def _family(tokenizer):
@@ -141,8 +141,9 @@ def _plain(turn, tokenizer):
 
 
 def _lmdeploy_template(name):
+    here = lmdeploy.LMDEPLOY / name
     try:
-        return get_chat_template(name).chat_template
+        return get_chat_template(str(here) if here.is_file() else name).chat_template
     except AssertionError as error:
         raise CourseError(f"LMDeploy 没有叫 {name} 的模板。请从 lmdeploy list 里选一个。") from error
 

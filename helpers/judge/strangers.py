@@ -38,8 +38,8 @@ MEANT = {
     "newyear": "新年|快乐|过年", "birthday": "生日|快乐", "festival": "快乐|节|安康",
 }
 # What each figure is about, and what the model must not fall below; choosing is at chance.
-AT_LEAST = {"fact": 0.85, "identity zh": 0.95, "identity en": 0.95, "sum": 0.90, "poem": 0.90, "greeting": 0.90,
-            "reading": 0.90, "absent": 0.85, "examples": 0.80, "unknown": 0.80}
+AT_LEAST = {"fact": 0.80, "identity zh": 0.85, "identity en": 0.95, "sum": 0.90, "poem": 0.90, "greeting": 0.85,
+            "reading": 0.40, "absent": 0.62, "examples": 0.90, "unknown": 0.85}
 TOLD = {
     "fact": "facts of its tables", "identity zh": "who are you, in Chinese", "identity en": "who are you, in English",
     "sum": "sums and differences up to 20, in digits and in Chinese numerals", "poem": "poems, recited whole",

@@ -106,6 +106,10 @@ CURRICULUM = (
                   "identity": 0.03, "self": 0.04, "greeting": 0.03, "courtesy": 0.05, "refusal": 0.03, "unheard": 0.01,
                   "everyday": 0.01, "examples": 0.01}, sentences=6, prose=0.6, written=0.7, questions=(2, 3, 4),
           letters=4, few=1, talk=0.2, favour=0.5, focus=3.0),
+    Stage(13000, {"fact": 0.36, "cloze": 0.12, "reading": 0.20, "sum": 0.07, "poem": 0.05, "identity": 0.03,
+                  "self": 0.03, "greeting": 0.02, "courtesy": 0.04, "refusal": 0.03, "unheard": 0.01, "everyday": 0.02,
+                  "examples": 0.02}, sentences=6, prose=0.6, written=0.7, questions=(2, 3, 4), talk=0.2, favour=0.5,
+          focus=3.0),
 )
 
 

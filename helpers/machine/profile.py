@@ -4,13 +4,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers.machine import model_folder
 from helpers.machine.commands import CourseError
 
 ROOT = Path(__file__).parents[2]
 TINY_BASE = ROOT / "assets" / "tiny-base"
+DOWNLOADED = ROOT / "workspace" / "base"  # where helpers.machine.download puts models
 PLATFORM_MODELS = (
     Path("/root/share/new_models/Shanghai_AI_Laboratory/internlm2_5-7b-chat"),
     Path("/share/new_models/Shanghai_AI_Laboratory/internlm2_5-7b-chat"),
+    DOWNLOADED / "internlm2_5-7b-chat",
 )
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # a mistyped path would wait 80 s for a hub
@@ -53,6 +56,11 @@ class Profile:
     dtype: str = field(repr=False)
     disk_gb: int = field(repr=False)
 
+    @property
+    def tiny(self) -> bool:
+        """Whether the base model is the course's own, whose figures the lessons know."""
+        return self.base_model == TINY_BASE
+
 
 CPU = {
     "imports": {"SupervisedFinetune": "helpers.cpu", "OptimWrapper": "mmengine.optim"},
@@ -68,7 +76,7 @@ CPU = {
     "recipe": {
         "max_length": "256", "batch_size": "4", "max_epochs": "3", "lr": "4e-4", "model.lora.lora_dropout": "0.0",
     },
-    "laboratory": {"lr": "4e-3", "model.lora.r": "16"},
+    "laboratory": {"lr": "2e-3", "model.lora.r": "16"},
     "trainings_at_once": 2,
     "chat_options": ("--torch-dtype", "fp32"),
     "own_name": "教学模型",
@@ -123,17 +131,20 @@ def current() -> Profile:
 def _base_model(profile_name: str) -> Path:
     if chosen := os.environ.get("COURSE_BASE_MODEL"):
         path = Path(chosen).expanduser().resolve()
-        if not (path / "config.json").is_file():
-            raise ProfileError(f"COURSE_BASE_MODEL={chosen} 里没有模型（找不到 {path / 'config.json'}）。"
-                               "请改成一个含有 config.json 的模型文件夹。")
+        if why := model_folder.problem(path):
+            raise ProfileError(f"COURSE_BASE_MODEL={chosen} 不能用：{why}")
         return path
     if profile_name == "cpu":
         return TINY_BASE
-    for path in PLATFORM_MODELS:
-        if (path / "config.json").is_file():
+    faults = {path: model_folder.problem(path) for path in PLATFORM_MODELS if (path / "config.json").is_file()}
+    for path, why in faults.items():
+        if not why:
             return path
+    for why in faults.values():
+        raise ProfileError(f"InternLM2.5-7B-chat 不能用：{why}")
     raise ProfileError("没有找到 InternLM2.5-7B-chat，找过：" + "、".join(map(str, PLATFORM_MODELS))
-                       + "。请把环境变量 COURSE_BASE_MODEL 设成你的模型文件夹，或者用 COURSE_PROFILE=cpu 使用小模型。")
+                       + "。请用 make base MODEL=InternLM2.5-7B-chat 下载它，或者把环境变量 COURSE_BASE_MODEL 设成你的"
+                       "模型文件夹，或者用 COURSE_PROFILE=cpu 使用小模型。")
 
 
 def made_by(lesson: str, path: Path) -> Path:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from xtuner.registry import BUILDER
 from xtuner.utils import PROMPT_TEMPLATE
 
-from helpers.machine import commands, profile
+from helpers.machine import commands, model_folder, profile
 from helpers.machine.commands import CourseError
 from helpers.train import families, memory, tokens
 from helpers.train.tokens import DIALOGUE, WITHOUT_SYSTEM, encode
@@ -126,9 +126,8 @@ def _check_model(report, folder, tokenizer_config, example) -> PreTrainedTokeniz
             why = "像 Hugging Face 上的名字，XTuner 会去联网下载" if HUB_NAME.fullmatch(place) else "在本机不存在"
             report.add("FAIL", f"模型：{place} {why}。{mend}", setting)
             return None
-    files = list(Path(folder).iterdir())
-    if Path(folder, "config.json") not in files or not {".safetensors", ".bin"} & {file.suffix for file in files}:
-        report.add("FAIL", f"模型：{folder} 里缺 config.json 或权重（.safetensors、.bin）。{mend}", setting)
+    if why := model_folder.problem(folder):
+        report.add("FAIL", f"模型：{why}", setting)
         return None
     try:
         tokenizer = BUILDER.build(tokenizer_config)
@@ -269,30 +268,23 @@ def _check_template(report, template, tokenizer) -> bool:
         report.add("OK", f"模板：和模型自己的 chat_template 一致，一段对话的 {len(ids)} 个词元逐个相同")
         return True
     position, ours, theirs = found
-    report.add(_level(template, tokenizer), f"模板：和模型的 chat_template 从第 {position} 个词元起不同，"
-               f"配置写 {_told(ours, tokenizer)}，模型要 {_told(theirs, tokenizer)}。修复：{_mend(tokenizer)}。",
+    level = "WARN" if tokens.same_words(template, tokenizer) else "FAIL"
+    report.add(level, f"模板：和模型的 chat_template 从第 {position} 个词元起不同，"
+               f"配置写 {_told(ours, tokenizer)}，模型要 {_told(theirs, tokenizer)}。{_mend(tokenizer)}",
                "prompt_template")
     return True
 
 
-def _level(template, tokenizer):
-    """A difference in spaces is only worth a warning: some tokenizers put them where XTuner joins its pieces."""
-    for turns in (DIALOGUE, WITHOUT_SYSTEM):
-        both = encode(turns, template, tokenizer)[0], tokens.written_by_model(turns, tokenizer)
-        if len({tokenizer.decode(ids).replace(" ", "") for ids in both}) == 2:
-            return "FAIL"
-    return "WARN"
-
-
 def _mend(tokenizer) -> str:
-    """Which template to take instead."""
+    """What to do about a wrong template."""
     try:
         right = tokens.right_template(tokenizer)
     except CourseError as error:
-        return next((f"改成 PROMPT_TEMPLATE.{name}" for name, template in PROMPT_TEMPLATE.items()
-                     if "SYSTEM" in template and not tokens.difference(DIALOGUE, template, tokenizer)),
-                    str(error).rstrip("。"))
-    return f"改成 PROMPT_TEMPLATE.{right}" if isinstance(right, str) else FOR_MODEL
+        for name, template in PROMPT_TEMPLATE.items():
+            if "SYSTEM" in template and not tokens.difference(DIALOGUE, template, tokenizer):
+                return f"修复：改成 PROMPT_TEMPLATE.{name}。"
+        return str(error)
+    return f"修复：{FOR_MODEL if right.changes else f'改成 PROMPT_TEMPLATE.{right.name}'}。"
 
 
 def _told(token, tokenizer):

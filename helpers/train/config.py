@@ -42,15 +42,15 @@ def for_model(source: str, folder: str | Path) -> str:
 
     changes = {"pretrained_model_name_or_path": repr(str(folder))} | families.architecture(folder).edits
     template = tokens.right_template(AutoTokenizer.from_pretrained(folder, trust_remote_code=True))
-    if isinstance(template, str):
-        return edit(source, changes | {"prompt_template": f"PROMPT_TEMPLATE.{template}"})
+    if not template.changes:
+        return edit(source, changes | {"prompt_template": f"PROMPT_TEMPLATE.{template.name}"})
     source = import_from(source, "template_map_fn_factory", "helpers.train.tokens")
-    rows = "".join(f"    {name}={value!r},\n" for name, value in template.items())
+    rows = "".join(f"    {name}={value!r},\n" for name, value in tokens.written_out(template).items())
     changes["prompt_template"] = f"dict(\n{rows})"
-    if "START" in template:
+    if "START" in template.changes:
         source = import_from(source, "tokenizer_from", "helpers.train.tokens")
-        changes |= {"tokenizer.type": "tokenizer_from", "tokenizer.start": repr(template["START"])}
-    if template.get("SYSTEM_IN_INPUT"):
+        changes |= {"tokenizer.type": "tokenizer_from", "tokenizer.start": repr(template.changes["START"])}
+    if "SYSTEM_IN_INPUT" in template.changes:
         changes |= _asked_with_system(source)
     return edit(source, changes)
 

@@ -34,11 +34,18 @@ class Architecture:
     logit_bytes: int = 3 * 4 + 2
     gguf: str | None = None  # llama.cpp's name, where our conversion knows the layout
     edits: dict[str, str] = field(default_factory=dict)  # of an XTuner config
+    only_planned: bool = False  # shapes.py tells their sizes; no folder of theirs is read
 
     @property
     def down(self) -> str:
         """The layer that leads from the wide middle of a block back."""
         return next(name for name, sizes in self.linears.items() if sizes == "fd")
+
+    @property
+    def gated(self) -> bool:
+        """Whether one wide layer decides how much of another passes."""
+        sizes = list(self.linears.values())
+        return "dg" in sizes or sizes.count("df") == 2
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -76,100 +83,103 @@ ARCHITECTURES = {
         head="output_layer", takes_flash=False,
         entries={"intermediate_size": "ffn_hidden_size", "num_hidden_layers": "num_layers", "head_dim": "kv_channels",
                  "num_key_value_heads": "multi_query_group_num", "vocab_size": "padded_vocab_size"}),
+    "qwen": Architecture(
+        "QWenLMHeadModel", {"c_attn": "dp", "attn.c_proj": "qd", "w1": "df", "w2": "df", "mlp.c_proj": "fd"},
+        only_planned=True),
+    "mpt": Architecture(
+        "MPTForCausalLM", {"Wqkv": "dp", "out_proj": "qd", "up_proj": "df", "down_proj": "fd"}, only_planned=True),
 }
 
 
 @dataclass(frozen=True)
-class Dialogue:
-    """How models talk: the marks in their chat template, XTuner's templates for it, after which tokens an answer ends.
+class Template:
+    """A template of XTuner's or LMDeploy's, by its name there, and what has to be said differently.
 
-    A template is XTuner's, by its name, or one of our own, to be written into the config. The first whose tokens equal
-    those of the model's own chat_template is the right one; helpers.train.tokens says what is new in ours.
+    XTuner's of an empty START is for tokenizers that begin nothing with a first token.
+    """
+
+    name: str
+    changes: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """How models talk: the marks in their chat template, how XTuner and LMDeploy write it, what ends an answer.
+
+    The first of XTuner's templates whose tokens equal those of the model's own chat_template is the right one;
+    helpers.train.tokens says what can be changed in them.
     """
 
     name: str
     marks: tuple[str, ...]
-    templates: tuple[str | dict, ...]
+    xtuner: tuple[Template, ...]
+    lmdeploy: Template
     stops: tuple[str, ...]
-    lmdeploy: str
     folds_system: bool = False  # the system prompt is the beginning of the first question
     not_gguf: str = ""  # why our conversion refuses its tokenizer
 
 
-def _chatml(**more):
-    return {
-        "SYSTEM": "<|im_start|>system\n{system}<|im_end|>\n",
-        "INSTRUCTION": "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
-        "SUFFIX": "<|im_end|>", "SUFFIX_AS_EOS": True, "SEP": "\n", "STOP_WORDS": ["<|im_end|>"],
-    } | more
+QWEN2 = "You are a helpful assistant."
+QWEN2_5 = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+LLAMA3_SYSTEM = "<|start_header_id|>system<|end_header_id|>\n\n"
+LLAMA3_1_SYSTEM = f"{LLAMA3_SYSTEM}Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+TODAY = {"date_string": "26 Jul 2024"}  # for chat templates that would write another date every day
+SYSTEM_IN_INPUT = {"SYSTEM": "{system}\n\n", "SYSTEM_IN_INPUT": True, "SUFFIX_AS_EOS": True}
 
 
-def _llama3(**more):
-    return {
-        "SYSTEM": "<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
-        "INSTRUCTION": "<|start_header_id|>user<|end_header_id|>\n\n{input}<|eot_id|>"
-                       "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        "SUFFIX": "<|eot_id|>", "SUFFIX_AS_EOS": True, "STOP_WORDS": ["<|eot_id|>"],
-    } | more
+def _mistral(question, prefix=""):
+    return Template("mistral", SYSTEM_IN_INPUT | {
+        "INSTRUCTION": question, "PREFIX": prefix, "SUFFIX": "</s>", "SEP": "", "STOP_WORDS": ["</s>"]})
 
 
-def _phi3(**more):
-    return {
-        "SYSTEM": "<|system|>\n{system}<|end|>\n", "INSTRUCTION": "<|user|>\n{input}<|end|>\n<|assistant|>\n",
-        "SUFFIX": "<|end|>", "SUFFIX_AS_EOS": True, "SEP": "\n", "STOP_WORDS": ["<|end|>"],
-    } | more
-
-
-def _mistral(**more):
-    return {
-        "SYSTEM": "{system}\n\n", "SYSTEM_IN_INPUT": True, "INSTRUCTION": "[INST] {input} [/INST]",
-        "SUFFIX": "</s>", "SUFFIX_AS_EOS": True, "STOP_WORDS": ["</s>"],
-    } | more
-
-
-QWEN2, QWEN2_5 = ("You are a helpful assistant.",
-                  "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
-LLAMA3_1 = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 # From the special to the general: the first whose marks all stand in a chat template.
 DIALOGUES = (
-    Dialogue("Qwen2.5", ("<|im_start|>", QWEN2_5), (_chatml(DEFAULT_SYSTEM=QWEN2_5),), ("<|im_end|>",), "qwen2d5"),
-    Dialogue("Qwen2", ("<|im_start|>", QWEN2), (_chatml(DEFAULT_SYSTEM=QWEN2),), ("<|im_end|>",), "qwen"),
+    Dialogue("Qwen2.5", ("<|im_start|>", QWEN2_5), (Template("qwen_chat", {"DEFAULT_SYSTEM": QWEN2_5}),),
+             Template("qwen2d5"), ("<|im_end|>",)),
+    Dialogue("Qwen2", ("<|im_start|>", QWEN2), (Template("qwen_chat", {"DEFAULT_SYSTEM": QWEN2}),),
+             Template("qwen"), ("<|im_end|>",)),
+    Dialogue("Yi-1.5", ("<|im_start|>", "{{ system_message }}"),
+             (Template("internlm2_chat", {"START": "", "SYSTEM": "{system}"}),),
+             Template("yi", {"system": "", "eosys": ""}), ("<|im_end|>",)),
     # LMDeploy's yi has the same marks as its internlm2, which also writes a system prompt where there is none.
-    Dialogue("InternLM2、InternLM2.5", ("<|im_start|>",), ("internlm2_chat",), ("<|im_end|>",), "yi"),
-    Dialogue("Llama 3.1", ("<|start_header_id|>", "Cutting Knowledge Date"),
-             (_llama3(DEFAULT_SYSTEM="", SYSTEM="<|start_header_id|>system<|end_header_id|>\n\n"
-                                                f"{LLAMA3_1}{{system}}<|eot_id|>"),),
-             ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"), "llama3_1", not_gguf="跳过合并的 ignore_merges"),
-    Dialogue("Llama 3", ("<|start_header_id|>",), ("llama3_chat",), ("<|eot_id|>", "<|end_of_text|>"), "llama3",
-             not_gguf="跳过合并的 ignore_merges"),
-    Dialogue("Gemma 2", ("<start_of_turn>",),
-             ({"SYSTEM": "{system}\n\n", "SYSTEM_IN_INPUT": True,
-               "INSTRUCTION": "<start_of_turn>user\n{input}<end_of_turn>\n<start_of_turn>model\n",
-               "SUFFIX": "<end_of_turn>", "SUFFIX_AS_EOS": True, "SEP": "\n", "STOP_WORDS": ["<end_of_turn>"]},),
-             ("<end_of_turn>", "<eos>"), "gemma", folds_system=True),
-    # An answer ends where the next question begins; the line break before it is the model's own to write.
+    Dialogue("InternLM2.5、Yi", ("<|im_start|>",),
+             (Template("internlm2_chat"), Template("internlm2_chat", {"START": ""})), Template("yi"), ("<|im_end|>",)),
+    Dialogue("Llama 3.1、3.2、3.3", ("<|start_header_id|>", "Cutting Knowledge Date"),
+             (Template("llama3_chat", {"SYSTEM": f"{LLAMA3_1_SYSTEM}{{system}}<|eot_id|>", "DEFAULT_SYSTEM": ""}),),
+             # LMDeploy's llama3_1 writes the dates only where there is no system prompt, and then one of its own.
+             Template("llama3", {"system": LLAMA3_1_SYSTEM, "meta_instruction": ""}),
+             ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"), not_gguf="跳过合并的 ignore_merges"),
+    Dialogue("Llama 3", ("<|start_header_id|>",), (Template("llama3_chat"),), Template("llama3"),
+             ("<|eot_id|>", "<|end_of_text|>"), not_gguf="跳过合并的 ignore_merges"),
+    Dialogue("Gemma 2", ("<start_of_turn>",), (Template("gemma", SYSTEM_IN_INPUT),), Template("gemma"),
+             ("<end_of_turn>", "<eos>"), folds_system=True),
+    # An answer ends where the next question begins; the line break before it is the model's own to write, which
+    # LMDeploy does in its stead.
     Dialogue("GLM-4", ("[gMASK]<sop>",),
-             ({"START": "[gMASK]<sop>", "SYSTEM": "<|system|>\n{system}",
-               "INSTRUCTION": "<|user|>\n{input}<|assistant|>", "PREFIX": "\n",
-               "SUFFIX": "<|user|>", "SUFFIX_AS_EOS": True, "STOP_WORDS": ["<|user|>", "<|observation|>"]},),
-             ("<|user|>", "<|observation|>", "<|endoftext|>"), "glm4"),
-    Dialogue("Phi-3", ("<|end|>", "<|assistant|>"), ("phi3_chat", _phi3(START="")),
-             ("<|end|>", "<|endoftext|>"), "phi-3"),
-    Dialogue("Mistral", ("[INST]",),
-             (_mistral(), _mistral(INSTRUCTION="[INST] {input}[/INST]", PREFIX=" "),
-              _mistral(INSTRUCTION="[INST] {input}[/INST]")), ("</s>",), "mistral", folds_system=True),
+             (Template("chatglm3", {
+                 "START": "[gMASK]<sop>", "INSTRUCTION": "<|user|>\n{input}<|assistant|>", "PREFIX": "\n",
+                 "SUFFIX": "<|user|>", "SUFFIX_AS_EOS": True, "SEP": "",
+                 "STOP_WORDS": ["<|user|>", "<|observation|>"]}),),
+             Template("glm4"), ("<|user|>", "<|observation|>", "<|endoftext|>")),
+    Dialogue("Phi-3", ("<|end|>", "<|assistant|>"), (Template("phi3_chat"), Template("phi3_chat", {"START": ""})),
+             Template("phi-3"), ("<|end|>", "<|endoftext|>")),
+    Dialogue("Mistral", ("[INST]",),  # each version has its own spaces
+             (_mistral("[INST] {input} [/INST]"), _mistral(" [INST] {input} [/INST]", " "),
+              _mistral("[INST] {input}[/INST]", " "), _mistral("[INST]{input}[/INST]")),
+             Template("mistral"), ("</s>",), folds_system=True),
 )
-KNOWN = "、".join(ARCHITECTURES)
+KNOWN = "、".join(kind for kind, known in ARCHITECTURES.items() if not known.only_planned)
 BY_HAND = "照模型的说明自己写 prompt_template，再用 python -m helpers.train.check 配置，逐个词元核对"
 
 
 def architecture(folder: str | Path) -> Architecture:
     """How the model in a folder computes."""
     path = Path(folder, "config.json")
-    kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    if kind not in ARCHITECTURES:
+    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    known = ARCHITECTURES.get(kind)
+    if not known or known.only_planned:
         raise CourseError(f"{path} 的模型结构 {kind} 不支持：课程只认得 {KNOWN}。修复：换一个这些结构的基座。")
-    return ARCHITECTURES[kind]
+    return known
 
 
 def chat_template(folder: str | Path) -> str | None:
@@ -185,7 +195,7 @@ def chat_template(folder: str | Path) -> str | None:
 
 def dialogue(template: str | None) -> Dialogue:
     """How a model with this chat template talks."""
-    if not isinstance(template, str):
+    if template is None:
         raise CourseError("这个模型没有 chat_template，多半是没有教过对话的基座。"
                           f"修复：换成名字里有 chat、instruct 或 it 的那一个；一定要用它，就{BY_HAND}。")
     if known := find_dialogue(template):
@@ -196,8 +206,13 @@ def dialogue(template: str | None) -> Dialogue:
 
 
 def find_dialogue(template: str) -> Dialogue | None:
-    """The same, or None."""
+    """The same; None where it is not known."""
     return next((known for known in DIALOGUES if all(mark in template for mark in known.marks)), None)
+
+
+def write(tokenizer, messages: list[dict], **options):
+    """What the tokenizer's apply_chat_template gives, the same on every day, and with a system prompt everywhere."""
+    return tokenizer.apply_chat_template(fold_system(messages, tokenizer.chat_template), **TODAY, **options)
 
 
 def fold_system(messages: list[dict], template: str | None) -> list[dict]:
@@ -219,11 +234,11 @@ def main() -> None:
         computes, talks = architecture(folder), dialogue(chat_template(folder))
         refused = talks.not_gguf or ("" if computes.gguf else f"结构 {computes.model_class}")
         print(f"结构：{computes.model_class}\nLoRA 改的层：{'、'.join(computes.lora_targets)}\n对话：{talks.name}\n"
-              f"停止词元：{'、'.join(talks.stops)}\nLMDeploy 的模板：{talks.lmdeploy}\n"
+              f"停止词元：{'、'.join(talks.stops)}\nLMDeploy 的模板：{talks.lmdeploy.name}\n"
               f"GGUF：{f'不支持（{refused}）' if refused else '支持'}")
         return
     for known in DIALOGUES:
-        print(f"{known.name}：停止词元 {'、'.join(known.stops)}，LMDeploy 用 {known.lmdeploy}")
+        print(f"{known.name}：停止词元 {'、'.join(known.stops)}，LMDeploy 用 {known.lmdeploy.name}")
     print(f"结构：{KNOWN}")
 
 

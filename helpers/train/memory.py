@@ -20,7 +20,9 @@ SLICES = (8, 24, 40, 80)
 OVERHEAD = 0.75 * GIB
 # Bytes per weight. NF4 packs two weights in a byte and scales 64 of them by one fp32 number; double quantization
 # stores that number in one byte, and 256 of those are scaled by one fp32 number.
-QUANTIZED = {"NF4": 1 / 2 + 4 / 64, "NF4 双重量化": 1 / 2 + 1 / 64 + 4 / 64 / 256, "int8": 1}
+# GPTQ keeps a 16-bit scale and a 4-bit zero for 128 weights.
+QUANTIZED = {"NF4": 1 / 2 + 4 / 64, "NF4 双重量化": 1 / 2 + 1 / 64 + 4 / 64 / 256, "int8": 1,
+             "GPTQ": 1 / 2 + 2.5 / 128}
 DTYPE_BYTES = {"torch.float16": 2, "torch.bfloat16": 2, "torch.float32": 4}
 
 
@@ -178,6 +180,26 @@ def _attention(llm, known) -> str:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """How many cards share each part of a training, what a card gives up to the machine, and what sharing costs it.
+
+    `buffers` are bytes. `while_updating` is what an update of the weights needs on top, per trained weight, of at most
+    `updated_at_once` weights at a time; the activations are gone by then.
+    """
+
+    weights: int = 1
+    gradients: int = 1
+    states: int = 1
+    buffers: float = 0
+    while_updating: float = 0
+    updated_at_once: float = float("inf")
+    offloaded: frozenset[str] = frozenset()
+
+
+ALONE = Sharing()
+
+
+@dataclass(frozen=True)
 class Estimate:
     """The memory of a training, in bytes, part by part."""
 
@@ -225,19 +247,24 @@ def block_activations(s: Settings) -> tuple[float, float]:
     wide, narrow = s.plain_bytes, s.compute_bytes
     produced = wide if s.quantization else narrow  # bitsandbytes answers in the type it was asked in
     own_copies = s.rank and (wide != narrow or s.dropout)  # each adapter's own of its input
-    inputs = len(s.shape.linears) - 2 if own_copies else 2
+    linears = s.shape.architecture.linears
+    kept_for = {name: not (s.rank and s.targets) or name in s.targets for name in linears}  # a frozen one needs none
+    places = [size[1] in "fg" for name, size in linears.items() if size[0] == "d" and kept_for[name]]
+    inputs = len(places) if own_copies else len(set(places))
+    down = f * any(kept_for[name] for name, size in linears.items() if size[0] == "f")
+    out = queries * any(kept_for[name] for name, size in linears.items() if size[0] == "q")
     scores = s.shape.num_attention_heads * s.length if s.attention == "eager" else 0
     residual = 2 * d * (wide if wide == 4 else wide + 4 + wide)  # a norm computes in fp32
     attention = 4 * queries * narrow + scores * (4 + narrow)
-    dropout = inputs * d + f + queries * (1 + narrow) if s.dropout else 0
-    mlp = 3 * f * produced
-    kept = residual + narrow * (inputs * d + f) + attention + mlp + dropout
+    dropout = inputs * d + down + out * (1 + narrow) if s.dropout else 0
+    mlp = (3 if s.shape.architecture.gated else 1) * f * produced
+    kept = residual + narrow * (inputs * d + down) + attention + mlp + dropout
     backward = d * wide + max(3 * f * wide, scores * (8 - narrow) - mlp)  # the MLP's are gone by attention's turn
     return kept, backward
 
 
-def estimate(s: Settings) -> Estimate:
-    """The memory of a training with these settings at its peak, if every sample is as long as max_length."""
+def estimate(s: Settings, sharing: Sharing = ALONE) -> Estimate:
+    """The memory of a card at the peak of a training with these settings, if every sample is as long as max_length."""
     shape, tokens = s.shape, s.batch * s.length
     adapter = shape.adapter_weights(s.rank, s.targets)
     trained = adapter or shape.linear_weights + shape.other_weights
@@ -254,17 +281,24 @@ def estimate(s: Settings) -> Estimate:
         stored = shape.num_hidden_layers * (tokens * kept + block_cast)
         block = tokens * backward + unpacked
     peak = "激活：峰值（算损失时的 logits）" if loss > block else "激活：峰值（一层的反向传播）"
+    most = max(loss, block)
+    update = sharing.while_updating * min(trained / sharing.states, sharing.updated_at_once)
+    if "states" not in sharing.offloaded and update > stored + most:
+        peak, most, stored = "峰值（更新参数）", update, 0
+    on_card = {part: 0 if part in sharing.offloaded else 1 / getattr(sharing, part)
+               for part in ("weights", "gradients", "states")}
     weight_bytes = QUANTIZED.get(s.quantization, s.plain_bytes)
-    return Estimate(s, {
-        f"线性层的权重（{s.quantization or '不量化'}）": shape.linear_weights * weight_bytes,
-        "嵌入、输出层、归一化的权重": shape.other_weights * s.plain_bytes,
-        "LoRA 适配器": adapter * s.plain_bytes,
-        "梯度": trained * s.plain_bytes,
-        "优化器状态": trained * s.state_bytes,
+    parts = {
+        f"线性层的权重（{s.quantization or '不量化'}）": shape.linear_weights * weight_bytes * on_card["weights"],
+        "嵌入、输出层、归一化的权重": shape.other_weights * s.plain_bytes * on_card["weights"],
+        "LoRA 适配器": adapter * s.plain_bytes * on_card["weights"],
+        "梯度": trained * s.plain_bytes * on_card["gradients"],
+        "优化器状态": trained * s.state_bytes * on_card["states"],
         "激活：各层留给反向传播的": stored,
-        peak: max(loss, block),
+        peak: most,
         "CUDA 上下文与碎片": OVERHEAD,
-    })
+    }
+    return Estimate(s, parts | {"多卡的缓冲区": sharing.buffers} if sharing.buffers else parts)
 
 
 # In the order to try: first what leaves the training's result alone.

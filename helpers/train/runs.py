@@ -21,7 +21,7 @@ from helpers.machine.files import locked, replaced
 from helpers.machine.process import Failed, explain, shown, xtuner_lines
 from helpers.train.check import check_config
 from helpers.train.families import DIALOGUES
-from helpers.train.tokens import named
+from helpers.train.tokens import written_out
 
 CONFIG = profile.ROOT / "workspace" / "config" / "assistant.py"
 TRAINING = profile.ROOT / "workspace" / "training"
@@ -81,7 +81,7 @@ def _exchanges(text):
     """The questions and answers in a file of the evaluation's, in the first template that has any in it."""
     for known in DIALOGUES:
         stops = "|".join(map(re.escape, known.stops))
-        for template in map(named, known.templates):
+        for template in map(written_out, known.xtuner):
             before, after = map(re.escape, template["INSTRUCTION"].split("{input}"))
             if found := re.findall(rf"{before}(.*?){after}(.*?)(?:{stops})*\n\n", text, re.DOTALL):
                 return {question: answer.strip() for question, answer in found}

@@ -5,6 +5,7 @@ Configs of models for which XTuner's templates cannot say what the model's own c
 """
 import copy
 import math
+from contextlib import suppress
 from functools import partial
 from itertools import zip_longest
 
@@ -93,37 +94,58 @@ def to_messages(turns: list[dict]) -> list[dict]:
 
 def written_by_model(turns: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token ids of a conversation as the model's own chat template writes it."""
-    return tokenizer.apply_chat_template(families.fold_system(to_messages(turns), tokenizer.chat_template))
+    return families.write(tokenizer, to_messages(turns))
 
 
-def difference(turns: list[dict], template: dict,
-               tokenizer: PreTrainedTokenizerBase) -> tuple[int, int | None, int | None] | None:
-    """The first place, from 1, where XTuner and the model's own template differ, and both tokens; None if nowhere.
+def to_compare(turns: list[dict], template: dict, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What XTuner and the model's own template write up to the token that ends the last answer.
 
-    After the last answer nothing counts, and the token that ends it only where both have one.
+    Where the model's own ends without that token, it counts as written.
     """
     ids, learnt = encode(turns, template, tokenizer)
     wanted = written_by_model(turns, tokenizer)
     end = max(place for place, is_learnt in enumerate(learnt) if is_learnt)
     if len(wanted) == end:
         wanted.append(ids[end])
-    pairs = zip_longest(ids[:end + 1], wanted[:end + 1])
+    return ids[:end + 1], wanted[:end + 1]
+
+
+def difference(turns: list[dict], template: dict,
+               tokenizer: PreTrainedTokenizerBase) -> tuple[int, int | None, int | None] | None:
+    """The first place, from 1, where XTuner and the model's own template differ, and both tokens; None if nowhere."""
+    pairs = zip_longest(*to_compare(turns, template, tokenizer))
     return next(((place, ours, own) for place, (ours, own) in enumerate(pairs, 1) if ours != own), None)
 
 
-def named(template: str | dict) -> dict:
-    """A template of the families' table: XTuner's of that name, or one of our own."""
-    return PROMPT_TEMPLATE[template] if isinstance(template, str) else template
+def same_tokens(template: dict, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether XTuner and the model's own template write the same tokens."""
+    return not any(difference(turns, template, tokenizer) for turns in (DIALOGUE, WITHOUT_SYSTEM))
 
 
-def right_template(tokenizer: PreTrainedTokenizerBase) -> str | dict:
-    """The template of the families' table whose tokens are those of the model's own chat template."""
-    known = families.dialogue(tokenizer.chat_template)
+def same_words(template: dict, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether they differ at most in spaces: some tokenizers put them where XTuner joins its pieces."""
+    for turns in (DIALOGUE, WITHOUT_SYSTEM):
+        ours, own = (tokenizer.decode(ids).replace(" ", "") for ids in to_compare(turns, template, tokenizer))
+        if ours != own:
+            return False
+    return True
+
+
+def written_out(template: families.Template) -> dict:
+    """XTuner's template of that name with the changes."""
+    return {**PROMPT_TEMPLATE[template.name], **template.changes}
+
+
+def right_template(tokenizer: PreTrainedTokenizerBase) -> families.Template:
+    """The template of the families' table whose tokens, or at least whose words, are those of the model's own."""
+    known, first = families.dialogue(tokenizer.chat_template), tokenizer.encode("")
+    fitting = [template for template in known.xtuner if not (first and template.changes.get("START") == "")]
     try:
-        for template in known.templates:
-            writer = begun(tokenizer, named(template))
-            if not any(difference(turns, named(template), writer) for turns in (DIALOGUE, WITHOUT_SYSTEM)):
-                return template
+        for alike in (same_tokens, same_words):
+            for template in fitting:
+                with suppress(TypeError):  # XTuner adds the first token without looking whether there is one
+                    if alike(written_out(template), begun(tokenizer, template.changes)):
+                        return template
     except TemplateError as error:
         raise CourseError(f"模型的 chat_template 写不了有 system 的对话（{error}）。"
                           f"修复：{families.BY_HAND}。") from error
@@ -138,5 +160,5 @@ def begun(tokenizer: PreTrainedTokenizerBase, template: dict) -> PreTrainedToken
 
 def trained_with(tokenizer: PreTrainedTokenizerBase) -> tuple[dict, PreTrainedTokenizerBase]:
     """The right template and tokenizer for XTuner, the two that `encode` wants after a conversation."""
-    template = named(right_template(tokenizer))
-    return template, begun(tokenizer, template)
+    right = right_template(tokenizer)
+    return written_out(right), begun(tokenizer, right.changes)

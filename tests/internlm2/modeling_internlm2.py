@@ -8,7 +8,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_internlm2 import InternLM2Config
 
 
-class Norm(nn.Module):
+class InternLM2RMSNorm(nn.Module):
     """Every vector by its root mean square, computed in float32."""
 
     def __init__(self, size, epsilon):
@@ -72,14 +72,14 @@ class FeedForward(nn.Module):
         return self.w2(functional.silu(self.w1(hidden)) * self.w3(hidden))
 
 
-class Block(nn.Module):
+class InternLM2DecoderLayer(nn.Module):
     """Attention, then the feed-forward layers, each on what a norm has passed, each added to what was there."""
 
     def __init__(self, config, layer):
         super().__init__()
-        self.attention_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.attention_norm = InternLM2RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attention = Attention(config, layer)
-        self.ffn_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = InternLM2RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.feed_forward = FeedForward(config)
 
     def forward(self, hidden, places, mask, cache):
@@ -94,7 +94,7 @@ class InternLM2PreTrainedModel(PreTrainedModel):
     config_class = InternLM2Config
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ("InternLM2DecoderLayer",)
     _supports_cache_class = True
     _supports_sdpa = True
 
@@ -109,8 +109,8 @@ class InternLM2Model(InternLM2PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(InternLM2DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = InternLM2RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
