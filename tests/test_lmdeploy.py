@@ -20,7 +20,7 @@ from helpers.deploy import lmdeploy
 from helpers.machine import process, profile
 from helpers.machine.commands import CourseError
 from helpers.machine.ports import find_port
-from helpers.train import memory
+from helpers.train import families, memory
 from tests import finetune
 
 COMMAND = re.compile(r"^[ $!%]*(lmdeploy [^`\n]+)$|`(lmdeploy [^`\n]+)`", re.M)
@@ -195,10 +195,11 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
 def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
     templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, memory.weight_bytes), TINY))
-    assert lmdeploy.CHAT_TEMPLATE in templates
+    assert {known.lmdeploy.name for known in families.DIALOGUES} <= set(templates)
     assert "internlm2" in (tmp_path / "lmdeploy.log").read_text()
+    command = lmdeploy.commands(profile.TINY_BASE, CPU)["lite auto_awq"]
     with pytest.raises(process.Failed, match="模型文件夹不对"):
-        list(lmdeploy.run(lmdeploy.commands(tmp_path / "nothing", CPU)["lite auto_awq"], TINY))
+        list(lmdeploy.run(replace(command, options=(tmp_path / "nothing", *command.options[1:])), TINY))
 
 
 def test_a_server_can_be_asked_while_the_block_lasts_and_no_longer(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from transformers import (
 from helpers.machine import gpu_memory, profile
 from helpers.machine.commands import CourseError
 from helpers.machine.model_folder import bytes_of_weights
+from helpers.train import families
 
 INVISIBLE = "\u200b"  # the zero-width space
 WEIGHTS_SHARE = 0.8  # of the GPU's memory; the rest is for the conversations
@@ -103,13 +104,31 @@ def _loaded(folder, adapter=None, **options):
     machine = profile.current()
     if machine.gpu:
         gpu_memory.wait_for(bytes_of_weights(folder) * (NF4_SHARE if "quantization_config" in options else 1))
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
+    tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=machine.dtype, trust_remote_code=True,
                                                  device_map=machine.device, **options)
     _living.add(model)
+    model.generation_config.eos_token_id = _stops(model, tokenizer)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter, torch_device=machine.device)
     return Loaded(model.eval(), tokenizer)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, ready for questions of different lengths."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=True)
+    if tokenizer.pad_token is None:  # Llama and Mistral name none; any will do, for nobody reads it
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _stops(model, tokenizer):
+    """The tokens after which an answer ends: those that the folder names, and those of the model's family."""
+    named = model.generation_config.eos_token_id
+    known = families.find_dialogue(tokenizer.chat_template or "")
+    own = [tokenizer.get_vocab().get(stop) for stop in known.stops] if known else []
+    ids = {*own, *(named if isinstance(named, list) else [named])} - {None}
+    return sorted(ids) or None
 
 
 def _check_folder(folder, file, what):
@@ -121,7 +140,7 @@ def _check_folder(folder, file, what):
 def prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> str:
     """The text that the model continues with its answer; no message can end itself or begin another turn."""
     harmless = [message | {"content": plain(tokenizer, message["content"])} for message in messages]
-    return tokenizer.apply_chat_template(harmless, tokenize=False, add_generation_prompt=True)
+    return families.write(tokenizer, harmless, tokenize=False, add_generation_prompt=True)
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -1,4 +1,5 @@
 """LMDeploy's commands: what each is for, what memory it takes, whether this machine can run it."""
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -9,18 +10,17 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from xtuner.utils import PROMPT_TEMPLATE
 
 from helpers.data.split import write_samples
 from helpers.machine import process, profile
 from helpers.machine.commands import CourseError
+from helpers.machine.files import replaced
 from helpers.machine.process import shown
+from helpers.train import families
 from helpers.train.memory import GB, OVERHEAD, Shape, weight_bytes
-from helpers.train.tokens import encode
+from helpers.train.tokens import encode, trained_with
 
 LMDEPLOY = profile.ROOT / "workspace" / "lmdeploy"  # where every command runs
-# The same marks as internlm2's, which also writes a system prompt of its own wherever a conversation has none.
-CHAT_TEMPLATE = "yi"
 API_PORT, PAGE_PORT = 23333, 6006
 PATIENCE = 600  # seconds of silence: a 7B from a slow disk takes minutes to load
 SAMPLES, LENGTH = 64, 256  # of calibration: conversations at most, tokens of each block that they are joined to
@@ -61,8 +61,8 @@ class Command:
 
 def commands(model: str | Path, machine: profile.Profile) -> dict[str, Command]:
     """Every LMDeploy command of the course for a model folder, by name."""
+    template = ("--chat-template", chat_template(model))
     model = os.path.relpath(model, LMDEPLOY)
-    template = ("--chat-template", CHAT_TEMPLATE)
     engine = (model, *template, "--cache-max-entry-count", 0.4)  # of what the weights leave free; the default takes 0.8
     local = ("--server-name", "127.0.0.1", "--server-port")
     data = (model, "--calib-dataset", "pileval", "--calib-samples", SAMPLES, "--calib-seqlen", LENGTH)
@@ -86,6 +86,21 @@ def commands(model: str | Path, machine: profile.Profile) -> dict[str, Command]:
     return {command.name: command for command in every}
 
 
+def chat_template(model: str | Path) -> str:
+    """LMDeploy's template for the model in a folder; left to itself it guesses by the folder's name."""
+    return named_template(families.dialogue(families.chat_template(model)))
+
+
+def named_template(known: families.Dialogue) -> str:
+    """LMDeploy's template for a family: its name, or that of a file, which is written where every command runs."""
+    name, changes = known.lmdeploy.name, known.lmdeploy.changes
+    if not changes:
+        return name
+    with replaced(LMDEPLOY / f"{name}.json") as file:
+        json.dump({"model_name": name} | changes, file, indent=1)
+    return f"{name}.json"
+
+
 def run(command: Command, shape: Shape, typed: str = "") -> Iterator[str]:
     """A command's output for a model of that shape, line by line as it comes; raises process.Failed.
 
@@ -107,9 +122,9 @@ def write_calibration(samples: list[dict], tokenizer: PreTrainedTokenizerBase) -
     """Writes samples, as they were trained on, where the quantizing commands look for them; gives the file."""
     path = LMDEPLOY / DATASET / "validation.jsonl"
     start = tokenizer.bos_token or ""  # LMDeploy writes it itself
-    rows = []
+    rows, written_with = [], trained_with(tokenizer)
     for sample in samples:
-        ids, _ = encode(sample["conversation"], PROMPT_TEMPLATE.internlm2_chat, tokenizer)
+        ids, _ = encode(sample["conversation"], *written_with)
         rows.append({"text": tokenizer.decode(ids).removeprefix(start)})
     write_samples(rows, path)
     return path

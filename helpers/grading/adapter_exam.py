@@ -16,6 +16,7 @@ from helpers.homework.package import MB, SETTINGS, WEIGHTS, Refused
 from helpers.knowledge.corpus import Question
 from helpers.machine import profile
 from helpers.machine.model_folder import bytes_of_weights
+from helpers.train.families import architecture
 
 MAX_RANK = 256
 MAX_ALPHA = 4096
@@ -26,7 +27,6 @@ NUMBERS = {"F16", "BF16", "F32"}
 FIXED = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "init_lora_weights": True,
          "megatron_core": "megatron.core"}
 WITHOUT_MEANING = {"base_model_name_or_path", "inference_mode", "revision"}
-HEAD = "output"  # the one head that XTuner adapts where a config names no layers: InternLM2's
 SECONDS = 1800
 MEMORY = 8 * GB  # beside the base model's weights, which are there twice while they are loaded; on a GPU they are not
 
@@ -40,14 +40,14 @@ def checked_settings(folder: Path, base: str | Path) -> dict:
 
 
 def linear_layers(base: str | Path) -> dict[str, list[int]]:
-    """The linear layers of a model by name, with their shapes; without the embedding and a head called lm_head."""
-    layers = {}
+    """The layers of a model that XTuner adapts, by name, with their shapes; InternLM2's head is one of them."""
+    adapted, layers = architecture(base).lora_targets, {}
     for file in sorted(Path(base).glob("*.safetensors")):
         with safe_open(file, "np") as weights:
             for name in weights.keys():  # noqa: SIM118
-                shape = weights.get_slice(name).get_shape()
-                if (".layers." in name or name == f"{HEAD}.weight") and len(shape) == 2:
-                    layers[name.removesuffix(".weight")] = shape
+                layer, _, kind = name.rpartition(".")
+                if kind == "weight" and layer.rpartition(".")[2] in adapted:
+                    layers[layer] = weights.get_slice(name).get_shape()
     return layers
 
 

@@ -61,7 +61,7 @@ class Profile:
 
     @property
     def tiny(self) -> bool:
-        """Whether the base is the tiny one that comes with the course."""
+        """Whether the base model is the course's own, whose figures the lessons know."""
         return self.base_model == TINY_BASE
 
 
