@@ -11,6 +11,8 @@ from xtuner.model.utils import find_all_linear_names
 from helpers.ask import models
 from helpers.data.split import write_samples
 from helpers.deploy import gguf
+from helpers.grading import adapter_exam
+from helpers.knowledge.corpus import Question
 from helpers.machine import profile
 from helpers.machine.commands import CourseError
 from helpers.train import adapter, families, memory, merge, runs
@@ -124,6 +126,24 @@ def test_a_chat_turn_is_answered_and_stops(trained, base):
     assert stops <= set(model.generation_config.eos_token_id)
     [answer] = models.ask(model, tokenizer, ["你好"], system="你是助手。", max_new_tokens=8)
     assert isinstance(answer, str)
+
+
+def test_the_adapter_that_xtuner_makes_of_it_is_accepted_as_homework(trained, base):
+    settings = adapter_exam.checked_settings(trained, base)
+    assert settings["target_modules"] == sorted(families.architecture(base).lora_targets)
+
+
+@pytest.mark.parametrize("base", ["internlm2"], indirect=True)
+@pytest.mark.usefixtures("sandboxed")
+def test_an_adapter_that_changes_the_head_too_is_asked_in_the_sandbox_like_any_other(trained, base, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "cpu")
+    monkeypatch.setenv("COURSE_BASE_MODEL", str(base))
+    settings = adapter_exam.checked_settings(trained, base)
+    assert "output" in settings["target_modules"]
+    asked = [Question("identity", "你是谁？", [])]
+    answers, peak = adapter_exam.ask(asked, trained / "adapter" / adapter.WEIGHTS, settings)
+    assert answers == models.ask(*models.load(base, trained / "adapter"), ["你是谁？"])
+    assert peak < adapter_exam.MEMORY
 
 
 def test_xtuner_itself_merges_it_bit_for_bit_as_the_course_does(trained, base, monkeypatch):
