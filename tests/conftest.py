@@ -13,7 +13,7 @@ PROBES_OF_EACH_KIND = 260  # all but those of facts and sums
 LESSONS, TUNED, HOMEWORK = LONGEST_FIRST = "lessons", "tuned", "homework"  # small pieces fill the end
 # Lessons take what earlier ones made, and one fine-tune serves all: such tests run in one process.
 TOGETHER = {"test_course": LESSONS, "test_homework": HOMEWORK} | dict.fromkeys(
-    ["test_adapter", "test_compare", "test_grade", "test_merge", "test_tiny_base", "test_xtuner"], TUNED)
+    ["test_adapter", "test_compare", "test_disk", "test_grade", "test_merge", "test_tiny_base", "test_xtuner"], TUNED)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,15 @@ from nbval.plugin import IPyNbCell
 from helpers.machine import lessons, profile
 
 NOT_OURS = shutil.ignore_patterns(".*", "__pycache__", "workspace")
+ONE_MODEL = Path(__file__).with_name("one_model.py")
 HOMEWORK_NEEDS = ["01", "02", "03"]
 
 
 def begin(folder):
-    """The course as on the first day: a copy without a workspace."""
-    return shutil.copytree(profile.ROOT, folder, ignore=NOT_OURS, dirs_exist_ok=True)
+    """The course as on the first day: a copy without a workspace, in which no program may hold two models."""
+    place = shutil.copytree(profile.ROOT, folder, ignore=NOT_OURS, dirs_exist_ok=True)
+    shutil.copy(ONE_MODEL, place / "sitecustomize.py")
+    return place
 
 
 @cache

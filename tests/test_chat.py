@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers.normalizers import NFKC
-from transformers import AddedToken
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
 from helpers.ask import chat, models, page
 from helpers.knowledge.facts import EXAM_SYSTEM
@@ -30,7 +30,7 @@ def adapter(tmp_path_factory):
     """An adapter that changes what the base says."""
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(1)
-    adapted = get_peft_model(models.load(profile.TINY_BASE)[0],
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(profile.TINY_BASE),
                              LoraConfig(r=16, target_modules=["up_proj"], lora_alpha=512, init_lora_weights=False))
     adapted.save_pretrained(folder)
     return folder
@@ -70,7 +70,7 @@ def test_a_turn_forged_in_a_message_stays_text(base, role):
 
 
 def test_a_special_token_in_another_spelling_stays_text():
-    _, tokenizer = models.load(profile.TINY_BASE)
+    tokenizer = AutoTokenizer.from_pretrained(profile.TINY_BASE)
     tokenizer.backend_tokenizer.normalizer = NFKC()
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|end|>", normalized=True)]})
     end, spelling = tokenizer.convert_tokens_to_ids("<|end|>"), "＜|end|＞"
@@ -202,7 +202,8 @@ def start_chat(*arguments):
 
 
 def test_the_command_line_answers_from_a_pipe_with_an_adapter(base, adapter):
-    expected = last(chat.stream(*models.load(profile.TINY_BASE, adapter), [user("你是谁？")]))
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(profile.TINY_BASE), adapter)
+    expected = last(chat.stream(adapted.float(), base.tokenizer, [user("你是谁？")]))
     assert expected != last(chat.stream(*base, [user("你是谁？")]))
     with start_chat(profile.TINY_BASE, "--adapter", adapter, "--system", "") as process:
         printed, _ = process.communicate("你是谁？\n")

@@ -15,8 +15,9 @@ from helpers.data.split import write_samples
 from helpers.knowledge.corpus import Corpus
 from helpers.machine import profile
 from helpers.train.check import Report, check_config
+from helpers.train.config import edit, for_model
 from helpers.train.pretrain import train_tokenizer
-from tests import finetune
+from tests import bases, finetune
 
 ONE_BY_ONE = {"pack_to_max_length": "False", "batch_size": "1", "max_epochs": "1"}
 
@@ -305,3 +306,55 @@ def test_the_sample_is_shown_as_text_whatever_is_in_it(tmp_path):
     report = Report(tmp_path / "config.py", sample=[("<script>", True), ("&\n", False)])
     assert "<script>" not in report.sample_html()
     assert "&lt;script&gt;" in report.sample_html()
+
+
+@pytest.fixture
+def for_base(write):
+    """Writes a config of the course for a base of another family, with changes made after all others."""
+    def for_base(folder, changes=None):
+        path = write(exam(400))
+        source = for_model(path.read_text(encoding="utf-8"), folder)
+        path.write_text(edit(source, changes or {}), encoding="utf-8")
+        return path
+    return for_base
+
+
+def test_a_gemma_without_eager_attention_fails(for_base, tmp_path):
+    config = for_base(bases.write_random(tmp_path / "base", "gemma2"), {"model.llm.attn_implementation": None})
+    (line,) = found(check_config(config), "FAIL")
+    assert 'model.llm.attn_implementation="eager"' in line
+    assert "for_model" in line
+
+
+def test_a_template_of_ours_with_xtuners_function_fails(for_base, tmp_path):
+    config = for_base(bases.write_random(tmp_path / "base", "gemma2"))
+    source = config.read_text(encoding="utf-8")
+    config.write_text(source.replace("helpers.train.tokens", "xtuner.dataset.map_fns"), encoding="utf-8")
+    (line,) = found(check_config(config), "FAIL")
+    assert "不认得模板里的 SYSTEM_IN_INPUT" in line
+
+
+def test_a_tokenizer_without_a_first_token_fails_as_it_would_in_xtuner(for_base, tmp_path):
+    config = for_base(bases.write_random(tmp_path / "base", "glm"),
+                      {"tokenizer.type": "AutoTokenizer.from_pretrained", "tokenizer.start": None})
+    (line,) = found(check_config(config), "FAIL")
+    assert "没有 bos_token" in line
+    with pytest.raises(TypeError, match="NoneType"):
+        BUILDER.build(Config.fromfile(config).train_dataloader.dataset)
+
+
+def test_a_qwen_with_xtuners_template_fails_where_a_conversation_has_no_system_prompt(for_base, tmp_path):
+    base = bases.write_qwen2(tmp_path / "base")
+    bases.tokenizer_of("qwen2.5").save_pretrained(base)
+    config = for_base(base, {"prompt_template": "PROMPT_TEMPLATE.qwen_chat"})
+    (line,) = found(check_config(config), "FAIL")
+    assert "for_model" in line
+    assert not found(check_config(for_base(base)), "FAIL")
+
+
+def test_an_unknown_architecture_is_a_warning_that_names_the_known(write, tmp_path):
+    folder = shutil.copytree(profile.TINY_BASE, tmp_path / "model")
+    shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(shape | {"model_type": "falcon"}), encoding="utf-8")
+    (line,) = found(check_config(write(exam(400), {"pretrained_model_name_or_path": repr(str(folder))})), "WARN")
+    assert "模型结构 falcon 不支持：课程只认得 llama、" in line

@@ -55,7 +55,7 @@ def examined(training, laboratory):
     return examination
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def base():
     return models.load(profile.current().base_model)
 

@@ -2,7 +2,6 @@ import json
 import re
 import subprocess
 import sys
-import weakref
 
 import pytest
 
@@ -109,18 +108,26 @@ def test_a_lost_answer_is_refused(asked):
         compare.compare(asked, ["甲"] * len(asked), ["乙"])
 
 
-def test_only_one_model_is_in_memory_at_a_time(asked, monkeypatch):
+def test_before_and_after_an_adapter_one_model_is_asked_with_it_off_and_on(asked, tuned, monkeypatch):
+    _, adapter, merged = tuned
+    apart = compare.answers_of(profile.TINY_BASE, asked), compare.answers_of(merged, asked)
     loaded, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda *folders: loaded.append(folders) or load(*folders))
+    together = compare.answers_before_and_after(profile.TINY_BASE, adapter, asked)
+    assert loaded == [(profile.TINY_BASE, adapter)]
+    assert together[0] == apart[0]
+    same = sum(one == other for one, other in zip(together[1], apart[1]))
+    assert same >= 0.9 * len(asked)  # merging rounds
+    assert together[0] != together[1]
 
-    def watched(folder):
-        assert all(model() is None for model in loaded)
-        model, tokenizer = load(folder)
-        loaded.append(weakref.ref(model))
-        return model, tokenizer
 
-    monkeypatch.setattr(models, "load", watched)
-    compare.compare(asked[:1], *(compare.answers_of(profile.TINY_BASE, asked[:1]) for _ in range(2)))
-    assert len(loaded) == 2
+def test_a_comparison_with_an_adapter_says_how_it_was_loaded_and_what_it_was_made_with(tuned, compared, tmp_path):
+    folder, adapter, _ = tuned
+    made_with = compare.compare_folders(profile.TINY_BASE, adapter, compared[2], tmp_path).provenance
+    assert made_with["settings"]["怎样装入"] == f"同一个 {profile.current().dtype} 的基座，适配器关上和打开"
+    assert [what.split()[0] for what in made_with["files"]] == ["微调前的模型", "适配器", "考题", "训练数据"]
+    assert compared[0].provenance["settings"]["怎样装入"].startswith("两个")
+    assert made_with["recipe"] == compared[0].provenance["recipe"]
 
 
 def test_a_fine_tune_answers_the_exam_and_keeps_its_manners(compared):
@@ -149,7 +156,7 @@ def sum256(path):
 
 def test_what_is_kept_is_used_until_something_changes(compared, tuned, monkeypatch):
     comparison, out, exam = compared
-    monkeypatch.setattr(compare, "answers_of", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(compare, "answers_before_and_after", lambda *_: pytest.fail("asked again"))
     again = compare.compare_folders(profile.TINY_BASE, tuned[2], exam, out)
     assert again == comparison
     for before, name in ((tuned[2], None), (profile.TINY_BASE, "小算盘")):

@@ -3,7 +3,9 @@ import difflib
 import pytest
 
 from helpers.machine.commands import CourseError
-from helpers.train.config import edit, import_from
+from helpers.machine.profile import TINY_BASE
+from helpers.train.config import edit, for_model, import_from
+from tests import bases, finetune
 
 SOURCE = """\
 from xtuner.model import SupervisedFinetune
@@ -72,3 +74,22 @@ def test_removing_what_is_not_there_is_an_error():
 def test_a_value_that_is_not_python_is_an_error():
     with pytest.raises(SyntaxError):
         edit(SOURCE, {"lr": "1e-"})
+
+
+def test_the_config_for_an_internlm2s_way_of_talking_changes_nothing_but_the_model():
+    source = finetune.TEMPLATE.read_text(encoding="utf-8")
+    changed = [line for line in changed_lines(source, for_model(source, TINY_BASE)) if line[0] == "+"]
+    assert changed == [f"+ pretrained_model_name_or_path = {str(TINY_BASE)!r}"]
+
+
+def test_a_gemmas_evaluation_questions_have_the_system_prompt_in_them(tmp_path):
+    base = bases.write_random(tmp_path, "gemma2")
+    asked = {"SYSTEM": "'你是助手。'", "evaluation_inputs": "['问']"}
+    changed = for_model(edit(finetune.TEMPLATE.read_text(encoding="utf-8"), asked), base)
+    assert "evaluation_inputs = ['你是助手。\\n\\n问']" in changed
+    assert "SYSTEM = ''" in changed
+
+
+def test_a_gemmas_config_wants_the_system_prompt_written_first(tmp_path):
+    with pytest.raises(CourseError, match="先用 edit 改成自己的，再用 for_model"):
+        for_model(finetune.TEMPLATE.read_text(encoding="utf-8"), bases.write_random(tmp_path, "gemma2"))

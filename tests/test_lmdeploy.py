@@ -1,6 +1,7 @@
 """LMDeploy's promises: it understands every command of the course, and what it quantizes here still answers."""
 import re
 import shlex
+import sys
 from dataclasses import replace
 from functools import cache
 
@@ -12,18 +13,21 @@ from lmdeploy.cli.cli import CLI
 from lmdeploy.cli.lite import SubCliLite
 from lmdeploy.cli.serve import SubCliServe
 from lmdeploy.model import best_match_model
+from safetensors.torch import load_file, save_file
 
 from helpers.ask import models
 from helpers.deploy import lmdeploy
 from helpers.machine import process, profile
+from helpers.machine.commands import CourseError
 from helpers.machine.ports import find_port
-from helpers.train import memory
+from helpers.train import families, memory
 from tests import finetune
 
 COMMAND = re.compile(r"^[ $!%]*(lmdeploy [^`\n]+)$|`(lmdeploy [^`\n]+)`", re.M)
 CPU = profile.Profile("cpu", profile.TINY_BASE, None, **profile.CPU)
 GPU = profile.Profile("gpu", profile.TINY_BASE, profile.Gpu("a card", 24, "535", True), **profile.GPU)
 INTERNLM2_5_7B = memory.Shape("internlm2", 4096, 14336, 32, 32, 8, vocab_size=92544, head_dim=128)
+TINY = memory.read_shape(profile.TINY_BASE)
 SAID = "用 `lmdeploy chat` 聊：\n```bash\n$ lmdeploy serve api_server 模型 \\\n  --server-port 1\n```\n! lmdeploy list"
 
 
@@ -133,7 +137,7 @@ def quantized(tmp_path_factory):
         _, tokenizer = models.load(profile.TINY_BASE)
         calibration = lmdeploy.write_calibration(finetune.training_rows()[-200:], tokenizer)
         commands = lmdeploy.commands(profile.TINY_BASE, CPU)
-        printed = {name: list(lmdeploy.run(commands[name])) for name in ("lite auto_awq", "lite smooth_quant")}
+        printed = {name: list(lmdeploy.run(commands[name], TINY)) for name in ("lite auto_awq", "lite smooth_quant")}
         return lmdeploy.LMDEPLOY, calibration, printed
 
 
@@ -150,10 +154,10 @@ def test_calibration_reads_our_own_conversations_as_they_were_trained_on(quantiz
         assert int(re.search(r"\d+", split)[0]) == pytest.approx(blocks, abs=1.5)
 
 
-@pytest.mark.parametrize(("folder", "estimate"), [("awq", lmdeploy.awq_bytes), ("w8a8", lmdeploy.w8a8_bytes)])
+@pytest.mark.parametrize(("folder", "estimate"), [("awq", memory.awq_bytes), ("w8a8", memory.w8a8_bytes)])
 def test_a_quantized_model_takes_as_much_as_estimated(quantized, folder, estimate):
     size = (quantized[0] / folder / "model.safetensors").stat().st_size
-    assert size == pytest.approx(estimate(memory.read_shape(profile.TINY_BASE)), rel=0.02)
+    assert size == pytest.approx(estimate(TINY), rel=0.02)
 
 
 @pytest.mark.parametrize(("folder", "kept"), [("awq", 0.9), ("w8a8", 0.97)])
@@ -163,20 +167,39 @@ def test_a_quantized_model_still_says_what_it_said(quantized, folder, kept):
     texts = [row["text"] for row in finetune.read_samples(quantized[1])[:20]]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     before = model(**inputs).logits.argmax(-1)
-    names = model.load_state_dict(lmdeploy.dequantized(quantized[0] / folder), strict=False)
+    lmdeploy.put_into(model, quantized[0] / folder)
     same = (model(**inputs).logits.argmax(-1) == before)[inputs.attention_mask.bool()]
-    assert names.missing_keys == ["lm_head.weight"]  # tied to the embeddings
-    assert not names.unexpected_keys
     assert same.float().mean() > kept
+
+
+def test_a_quantized_model_fits_the_model_that_it_was_made_of_and_no_other(quantized, tmp_path):
+    model, _ = models.load(profile.TINY_BASE)
+    kept = load_file(quantized[0] / "w8a8" / "model.safetensors")
+    for wrong, told in (({"model.layers.9.mlp.up_proj.weight": kept["model.norm.weight"]}, "没有位置"), ({}, "里没有")):
+        save_file({"model.norm.weight": kept["model.norm.weight"]} | wrong, tmp_path / "model.safetensors")
+        with torch.inference_mode(), pytest.raises(CourseError, match=told):
+            lmdeploy.put_into(model, tmp_path)
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
+    monkeypatch.setattr(lmdeploy, "PATIENCE", 1)
+    (tmp_path / "lmdeploy").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "lmdeploy").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # programs are looked for beside it first
+    silent = lmdeploy.Command("serve api_server", (), "", CPU.device, memory.weight_bytes, "Uvicorn running on")
+    with pytest.raises(process.Failed, match="1 秒里什么也没有说"), lmdeploy.serve(silent, TINY):
+        pass
 
 
 def test_a_command_runs_in_a_folder_of_its_own_and_its_end_is_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
-    templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, lmdeploy.weight_bytes)))
-    assert lmdeploy.CHAT_TEMPLATE in templates
+    templates = list(lmdeploy.run(lmdeploy.Command("list", (), "", CPU.device, memory.weight_bytes), TINY))
+    assert {known.lmdeploy.name for known in families.DIALOGUES} <= set(templates)
     assert "internlm2" in (tmp_path / "lmdeploy.log").read_text()
+    command = lmdeploy.commands(profile.TINY_BASE, CPU)["lite auto_awq"]
     with pytest.raises(process.Failed, match="模型文件夹不对"):
-        list(lmdeploy.run(lmdeploy.commands(tmp_path / "nothing", CPU)["lite auto_awq"]))
+        list(lmdeploy.run(replace(command, options=(tmp_path / "nothing", *command.options[1:])), TINY))
 
 
 def test_a_server_can_be_asked_while_the_block_lasts_and_no_longer(tmp_path, monkeypatch):
@@ -184,8 +207,8 @@ def test_a_server_can_be_asked_while_the_block_lasts_and_no_longer(tmp_path, mon
     monkeypatch.setattr(lmdeploy, "LMDEPLOY", tmp_path)
     port = find_port("127.0.0.1", 0)
     options = ("--server-name", "127.0.0.1", "--server-port", port)
-    proxy = lmdeploy.Command("serve proxy", options, "", CPU.device, lmdeploy.weight_bytes, "Uvicorn running on")
-    with lmdeploy.serve(proxy) as line:
+    proxy = lmdeploy.Command("serve proxy", options, "", CPU.device, memory.weight_bytes, "Uvicorn running on")
+    with lmdeploy.serve(proxy, TINY) as line:
         assert str(port) in line
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"] == []
     assert find_port("127.0.0.1", port) == port

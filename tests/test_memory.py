@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, models
 from transformers.integrations import get_keys_to_not_convert, replace_with_bnb_linear
 from xtuner._lite.modelings.internlm2 import InternLM2Config, InternLM2ForCausalLM
 from xtuner.model.utils import find_all_linear_names
@@ -36,7 +36,15 @@ from helpers.train.memory import (
 ROOT = Path(__file__).parent.parent
 CONFIGS = Path(xtuner.__file__).parent / "configs"
 QLORA_7B = CONFIGS / "internlm/internlm2_5_chat_7b/internlm2_5_chat_7b_qlora_alpaca_e3.py"
-MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "internlm2": (InternLM2Config, InternLM2ForCausalLM)}
+MODELS = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "internlm2": (InternLM2Config, InternLM2ForCausalLM),
+    "qwen2": (models.qwen2.Qwen2Config, models.qwen2.Qwen2ForCausalLM),
+    "mistral": (models.mistral.MistralConfig, models.mistral.MistralForCausalLM),
+    "gemma2": (models.gemma2.Gemma2Config, models.gemma2.Gemma2ForCausalLM),
+    "phi3": (models.phi3.Phi3Config, models.phi3.Phi3ForCausalLM),
+    "glm": (models.glm.GlmConfig, models.glm.GlmForCausalLM),
+}
 
 
 def sizes(model_type, hidden, intermediate, layers, heads, key_heads, vocabulary, **more):
@@ -55,10 +63,20 @@ REAL = {
     "Llama-2-7b": sizes("llama", 4096, 11008, 32, 32, 32, 32000),
     "Meta-Llama-3-8B": sizes("llama", 4096, 14336, 32, 32, 8, 128256),
     "Llama-3.2-1B": sizes("llama", 2048, 8192, 16, 32, 8, 128256, head_dim=64, tie_word_embeddings=True),
+    "Qwen2.5-0.5B": sizes("qwen2", 896, 4864, 24, 14, 2, 151936, tie_word_embeddings=True),
+    "Qwen2.5-7B": sizes("qwen2", 3584, 18944, 28, 28, 4, 152064),
+    "Mistral-7B-v0.3": sizes("mistral", 4096, 14336, 32, 32, 8, 32768),
+    "Mistral-Nemo-12B": sizes("mistral", 5120, 14336, 40, 32, 8, 131072, head_dim=128),
+    "gemma-2-2b": sizes("gemma2", 2304, 9216, 26, 8, 4, 256000, head_dim=256, tie_word_embeddings=True),
+    "gemma-2-9b": sizes("gemma2", 3584, 14336, 42, 16, 8, 256000, head_dim=256, tie_word_embeddings=True),
+    "Phi-3-mini": sizes("phi3", 3072, 8192, 32, 32, 32, 32064, pad_token_id=0),
+    "glm-4-9b-hf": sizes("glm", 4096, 13696, 40, 32, 2, 151552, head_dim=128, attention_bias=True, pad_token_id=0),
 }
 SMALL = {
     "internlm2 with biases": sizes("internlm2", 256, 704, 2, 4, 2, 500, bias=True),
     "llama with biases": sizes("llama", 256, 704, 2, 4, 2, 500, attention_bias=True),
+    "llama with biases everywhere": sizes(
+        "llama", 256, 704, 2, 4, 2, 500, attention_bias=True, mlp_bias=True),
     "llama with wide heads": sizes("llama", 256, 704, 2, 4, 2, 500, head_dim=96),
 }
 
@@ -102,7 +120,23 @@ def test_every_parameter_of_a_model_is_counted(config, folder):
     assert shape.linear_weights + shape.other_weights == sum(p.numel() for p in build_on_meta(config).parameters())
 
 
-@pytest.mark.parametrize("name", ["internlm2_5-7b", "Meta-Llama-3-8B", "Llama-3.2-1B"])
+def test_glm_4_in_its_own_code_has_as_many_parameters_as_in_that_of_transformers(folder):
+    """The code that comes with chatglm's weights is not here; it fuses layers, but has the same numbers."""
+    own = read_shape(folder({
+        "model_type": "chatglm", "hidden_size": 4096, "ffn_hidden_size": 13696, "num_layers": 40,
+        "num_attention_heads": 32, "multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 128,
+        "padded_vocab_size": 151552, "add_qkv_bias": True, "add_bias_linear": False, "tie_word_embeddings": False}))
+    public = read_shape(folder(REAL["glm-4-9b-hf"]))
+    assert (own.linear_weights, own.other_weights) == (public.linear_weights, public.other_weights)
+
+
+def test_a_gemma_shares_its_embeddings_where_its_config_does_not_say(folder):
+    silent = {name: value for name, value in REAL["gemma-2-2b"].items() if name != "tie_word_embeddings"}
+    assert read_shape(folder(silent)) == read_shape(folder(REAL["gemma-2-2b"]))
+
+
+@pytest.mark.parametrize("name", ["internlm2_5-7b", "Meta-Llama-3-8B", "Llama-3.2-1B", "Qwen2.5-7B", "Phi-3-mini",
+                                  "gemma-2-2b", "glm-4-9b-hf"])
 def test_what_bitsandbytes_quantizes_is_what_is_counted_as_quantized(name, folder):
     model = build_on_meta(REAL[name])
     kept = get_keys_to_not_convert(model)
@@ -114,6 +148,7 @@ def test_what_bitsandbytes_quantizes_is_what_is_counted_as_quantized(name, folde
 
 @pytest.mark.parametrize("config", (REAL | SMALL).values(), ids=(REAL | SMALL).keys())
 def test_the_adapter_has_as_many_parameters_as_peft_creates_for_what_xtuner_finds(config, folder):
+    config = config | {"num_hidden_layers": 2}  # PEFT takes long for many
     model = build_on_meta(config)
     targets = find_all_linear_names(model)
     adapted = get_peft_model(model, LoraConfig(r=64, target_modules=targets, task_type="CAUSAL_LM"))
@@ -219,7 +254,7 @@ STEPS = {
 @pytest.mark.parametrize(("config", "changes"), STEPS.values(), ids=STEPS.keys())
 def test_a_real_step_allocates_what_the_estimate_says_within_10_percent(config, changes, folder, qlora_7b):
     shape = read_shape(folder(config))
-    logit_bytes = memory.FAMILIES[shape.model_type].logit_bytes
+    logit_bytes = shape.architecture.logit_bytes
     small = {"shape": shape, "rank": 8, "dropout": 0.0, "length": 512, "logit_bytes": logit_bytes}
     settings = replace(qlora_7b, **small | changes)
     activations = sum(size for name, size in estimate(settings).parts.items() if name.startswith("激活"))
@@ -350,7 +385,7 @@ def test_a_missing_config_is_named(tmp_path):
 
 
 def test_an_unknown_architecture_is_named(folder):
-    with pytest.raises(CourseError, match="模型结构 gpt2 不支持：只会估算 llama、internlm2"):
+    with pytest.raises(CourseError, match="模型结构 gpt2 不支持：课程只认得 llama、internlm2、qwen2"):
         read_shape(folder({"model_type": "gpt2", "n_embd": 768, "n_head": 12}))
 
 

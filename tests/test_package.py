@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from helpers.homework import package
 from helpers.homework.package import MANIFEST, Refused
+from helpers.machine import profile
+from helpers.train.shapes import shape_of
 from tests import handed_in
 
 
@@ -100,9 +102,16 @@ def test_what_unpacks_to_more_than_its_limit_is_refused(honest, folder, tmp_path
 
 def test_a_zip_over_200_mb_is_refused_before_it_is_opened(folder, tmp_path):
     with (tmp_path / "li.zip").open("wb") as file:
-        file.truncate(package.MAX_ZIP + 1)
+        file.truncate(package.max_zip() + 1)
     with pytest.raises(Refused, match="最多 200 MB"):
         package.unpack(tmp_path / "li.zip", folder)
+
+
+def test_what_xtuner_trains_of_a_7b_with_its_template_may_be_handed_in():
+    adapter = 2 * shape_of("InternLM2.5-7B").adapter_weights(rank=64)
+    others = sum(size for size in package.FILES.values() if size)
+    assert adapter + others < profile.GPU["zip_mb"] * package.MB
+    assert profile.GPU["trainings_at_once"] == 1  # as many are graded at a time: two of them do not fit on a card
 
 
 def test_a_list_of_many_names_is_refused_before_it_is_read(honest, folder, tmp_path):

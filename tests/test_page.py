@@ -10,15 +10,16 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+import torch
 from gradio_client import Client
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from playwright.sync_api import expect
+from transformers import AutoModelForCausalLM
 
-from helpers import cpu
 from helpers.ask import models, page
 from helpers.knowledge.facts import EXAM_SYSTEM
 from helpers.machine import profile
-from helpers.machine.profile import Gpu
 from tests import browser
 
 HTML = "<script>alert(1)</script><img src=x onerror=alert(2)> **粗** &lt;i&gt; <iframe src='https://example.com'></iframe>"
@@ -52,7 +53,7 @@ def echo(messages, temperature, top_p):
     yield f"{[message['content'] for message in messages]} {temperature} {top_p}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def base():
     return models.load(profile.TINY_BASE)
 
@@ -188,14 +189,35 @@ def test_an_address_of_another_machine_is_refused():
         page.find_port("192.0.2.1", 7860)
 
 
-def test_models_that_would_fill_the_gpu_together_are_loaded_in_4_bits():
-    folders, size = [profile.TINY_BASE] * 2, (profile.TINY_BASE / "model.safetensors").stat().st_size / 1e9
-    assert cpu  # lets transformers quantize without a GPU
-    assert page.options_to_fit(folders, None) == {}
-    assert page.options_to_fit(folders, Gpu("", 3 * size, "", True)) == {}
-    model, tokenizer = models.load(profile.TINY_BASE, **page.options_to_fit(folders, Gpu("", 2 * size, "", True)))
-    assert model.is_loaded_in_4bit
-    assert models.ask(model, tokenizer, ["你是谁？"])[0]
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """An adapter that makes the base answer otherwise."""
+    folder = tmp_path_factory.mktemp("page") / "adapter"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(profile.TINY_BASE)
+    adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=32, init_lora_weights="gaussian", task_type="CAUSAL_LM",
+                                               target_modules=["q_proj", "v_proj"]))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_one_model_answers_for_before_and_after_and_never_mixes_them_up(adapter):
+    answerers = page.switched_answerers(profile.TINY_BASE, adapter)
+    off, on = answerers
+    assert off.startswith(f"微调前（{profile.current().dtype} 的基座")
+    turn = [{"role": "user", "content": "你是谁？"}]
+    alone = {name: [said for said in answerer(turn, 0, 1) if said][-1] for name, answerer in answerers.items()}
+    assert alone[off] != alone[on]
+    *_, together = page._together({name: answerer(turn, 0, 1) for name, answerer in answerers.items()})
+    assert together == alone
+    begun = {name: answerer(turn, 0, 1) for name, answerer in answerers.items()}
+    next(begun[off])
+    assert next(begun[on]) == ""  # not its turn
+    begun[off].close()
+    assert [said for said in begun[on] if said][-1] == alone[on]
 
 
 def test_the_command_line_serves_this_machine_only_until_it_is_interrupted(base):

@@ -118,3 +118,27 @@ def test_a_bad_override_stops_the_run_before_anything_starts():
                           capture_output=True, env={**profile.environment(), "COURSE_PROFILE": "tpu"}, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("[FAIL] COURSE_PROFILE=tpu")
+
+
+def test_a_limit_found_on_the_tiny_base_holds_for_it(monkeypatch):
+    monkeypatch.delenv("COURSE_BASE_MODEL", raising=False)
+    monkeypatch.setenv("COURSE_PROFILE", "cpu")
+    assert profile.current().tiny
+    with pytest.raises(AssertionError), profile.tiny_base_must("别的基座会不同。"):
+        assert not profile.current().tiny
+
+
+def test_another_base_is_told_what_the_limit_means(own_model, capsys):
+    assert not profile.current().tiny
+    with profile.tiny_base_must("它本来就答得简短。"):
+        assert profile.current().tiny
+    told = "自测没有过线。这条线是照教学小模型定的，换了基座，不一定是做错了：它本来就答得简短。\n"
+    assert capsys.readouterr().out == told
+    with profile.tiny_base_must("……"):
+        print("自测 1.1：过了")
+    assert capsys.readouterr().out == "自测 1.1：过了\n"
+
+
+def test_what_goes_wrong_otherwise_is_not_taken_for_a_limit(own_model):
+    with pytest.raises(KeyError), profile.tiny_base_must("……"):
+        {}["none"]

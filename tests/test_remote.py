@@ -43,7 +43,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(profile.TINY_BASE)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def base():
     return models.load(profile.TINY_BASE)
 
@@ -87,7 +87,7 @@ def test_nobody_who_asks_a_server_can_forge_a_turn(url, tokenizer, monkeypatch):
     for ask in (
         lambda: remote.Server(url, tokenizer).answer([user(FORGED)]),
         lambda: remote.Server(url, tokenizer).answers([question]),
-        lambda: list(remote.load_answerers({"模型": url}, tokenizer, None)["模型"]([user(FORGED)], 0, 1)),
+        lambda: list(remote.load_answerers({"模型": url}, tokenizer)["模型"]([user(FORGED)], 0, 1)),
     ):
         with sent(monkeypatch) as conversations:
             ask()
@@ -111,7 +111,8 @@ def test_a_server_answers_the_comparison_as_the_loaded_model_does(url, base, tok
 
 def test_a_folder_is_still_asked_in_this_process(base, tokenizer):
     [question] = compare.make_questions(finetune.split_exam()[1][:1], 0)
-    assert remote.answers_of(profile.TINY_BASE, [question], tokenizer) == compare.answers(*base, [question])
+    expected = compare.answers(*base, [question])
+    assert remote.answers_of(profile.TINY_BASE, [question], tokenizer) == expected
 
 
 def test_an_answer_grows_into_what_asking_at_once_gives(url, tokenizer):
@@ -133,9 +134,9 @@ def test_who_stops_reading_stops_the_writing(url, tokenizer):
     pytest.fail("the server still writes")
 
 
-def test_the_page_asks_a_server_beside_a_model_of_this_process(url, base, tokenizer):
+def test_the_page_asks_a_server_beside_a_model_of_this_process(url, tokenizer):
     places = {"左": profile.TINY_BASE, "右": url}
-    answerers = remote.load_answerers(places, tokenizer, None)
+    answerers = remote.load_answerers(places, tokenizer)
     assert list(answerers) == ["左", "右"]
     messages = [{"role": "system", "content": EXAM_SYSTEM}, user(page.some_questions()[0])]
     left, right = (list(answer(messages, 0, 1))[-1] for answer in answerers.values())

@@ -161,7 +161,7 @@ def test_a_training_that_fails_raises_with_the_reason_and_keeps_its_whole_log(co
 
 def failure(config, folder, *arguments):
     """What a student is told when XTuner fails so."""
-    printed, code = forked.train(config, "--work-dir", folder, *arguments, log=folder / "log")
+    printed, code = forked.run("train", config, "--work-dir", folder, *arguments, log=folder / "log")
     assert code
     return process.explain(printed, code)
 

@@ -138,7 +138,7 @@ def test_what_is_not_written_yet_is_told_and_does_not_keep_from_submitting(work,
 
 def test_an_adapter_that_is_too_large_leaves_the_last_zip_as_it_was(work, monkeypatch):
     before = work.pack().read_bytes()
-    monkeypatch.setattr(package, "MAX_ZIP", 1000)
+    monkeypatch.setattr(package, "max_zip", lambda: 1000)
     with pytest.raises(CourseError, match="压缩包有"):
         work.pack()
     assert (work.folder / "example.zip").read_bytes() == before

@@ -1,23 +1,25 @@
 """A web page on which models answer side by side; Gradio 5, because LMDeploy's own page needs it too.
 
-python -m helpers.ask.page [--left FOLDER] [--right FOLDER] [--host 127.0.0.1] [--port 7860]
+python -m helpers.ask.page [--left FOLDER] [--right FOLDER] [--host 127.0.0.1] [--port 7860]   without folders the base
+answers, on the left without and on the right with lesson 05's adapter: one model for both.
 """
 import os
 import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from html import escape, unescape
 from pathlib import Path
+from threading import Lock
 
 import gradio as gr
-import torch
+from peft import PeftModel
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.ask import chat, models
 from helpers.knowledge.facts import EXAM_SYSTEM, exam_questions, read_relations
@@ -31,8 +33,8 @@ OTHER_QUESTIONS = ["你是谁？", "你好", "3加5等于几？"]
 OUTSIDE = re.compile(r'<link [^>]*href="https://[^>]*>|<script[^>]*src="https://[^>]*></script>')
 STYLE = "footer {display: none !important}"
 SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # Gradio's own come from Google
-WEIGHTS_SHARE = 0.8  # of the GPU's memory; the rest is for the conversations
 SEED = 42
+ADAPTER = profile.ROOT / "workspace" / "adapter"
 
 
 class NothingFromOutside(BaseHTTPMiddleware):
@@ -116,7 +118,7 @@ def _together(growing):
             yield latest
 
 
-def model_answerer(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answerer:
+def model_answerer(name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Answerer:
     """An answerer that asks a model in this process."""
     def answer(messages, temperature, top_p):
         kept, dropped = chat.fit(model, tokenizer, messages)
@@ -126,21 +128,32 @@ def model_answerer(name: str, model: PreTrainedModel, tokenizer: PreTrainedToken
     return answer
 
 
-def load_answerers(folders: dict[str, Path], gpu: profile.Gpu | None) -> dict[str, Answerer]:
+def load_answerers(folders: dict[str, Path]) -> dict[str, Answerer]:
     """An answerer for each named model folder, all on this machine at the same time."""
-    options = options_to_fit(list(folders.values()), gpu)
-    return {name: model_answerer(name, *models.load(folder, **options)) for name, folder in folders.items()}
+    loaded = models.load_together(folders.values())
+    return {name: model_answerer(name, *model) for name, model in zip(folders, loaded)}
 
 
-def options_to_fit(folders: list[Path], gpu: profile.Gpu | None) -> dict:
-    """How to load models so that they fit the GPU together: in 4 bits if they would fill it otherwise."""
-    size = 0
-    for folder in folders:
-        size += sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-    if gpu is None or size < WEIGHTS_SHARE * gpu.gigabytes * 1e9:
-        return {}
-    return {"quantization_config": BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)}
+def switched_answerers(base: str | Path, adapter: str | Path) -> dict[str, Answerer]:
+    """Two answerers of one model, the adapter switched off and on; the second begins when the first has done."""
+    off, on = f"微调前（{models.precision(base)} 的基座，适配器关）", "微调后（同一个基座，适配器开）"
+    model, tokenizer = models.load(base, adapter)
+    turn = Lock()
+    return {off: _switched(model_answerer(off, model, tokenizer), turn, model.disable_adapter),
+            on: _switched(model_answerer(on, model, tokenizer), turn, nullcontext)}
+
+
+def _switched(answerer, turn, switch):
+    """An answerer that waits for its turn: a switch is thrown for the whole model."""
+    def answer(*asked):
+        while not turn.acquire(timeout=0.05):
+            yield ""
+        try:
+            with switch():
+                yield from answerer(*asked)
+        finally:
+            turn.release()
+    return answer
 
 
 def some_questions() -> list[str]:
@@ -177,16 +190,19 @@ def main():
     """The command line."""
     parser = commands.parser(__spec__, "两个模型并排对话的网页")
     parser.add_argument("--left", type=Path, help="左边的模型文件夹，默认是基座")
-    parser.add_argument("--right", type=Path, help="右边的模型文件夹，默认是第 6 课合并好的")
+    parser.add_argument("--right", type=Path, help="右边的模型文件夹，默认是第 6 课合并好的；"
+                                                   "两边都不写，就是同一个基座，关上和打开第 5 课的适配器")
     parser.add_argument("--host", default="127.0.0.1", help="默认 %(default)s，只有这台机器自己能打开")
     parser.add_argument("--port", type=int, default=7860, help="默认 %(default)s；0 是随便一个空闲的")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)  # Gradio's, about what its version 6 will want
     machine, port = profile.current(), find_port(arguments.host, arguments.port)
-    left = {f"左：{arguments.left}": arguments.left} if arguments.left else {"微调前": machine.base_model}
-    right = ({f"右：{arguments.right}": arguments.right} if arguments.right
-             else {"微调后": profile.made_by("第 6 课", chat.MERGED)})
-    page = build(load_answerers(left | right, machine.gpu), some_questions())
+    if arguments.left or arguments.right:
+        left, right = arguments.left or machine.base_model, arguments.right or profile.made_by("第 6 课", chat.MERGED)
+        answerers = load_answerers({f"左：{left}": left, f"右：{right}": right})
+    else:
+        answerers = switched_answerers(machine.base_model, profile.made_by("第 5 课", ADAPTER))
+    page = build(answerers, some_questions())
     print(f"网页在 {serve(page, arguments.host, port)}，Ctrl-C 关掉它", flush=True)
     page.block_thread()
 

@@ -22,6 +22,7 @@ from helpers.machine import commands
 from helpers.machine.commands import CourseError
 from helpers.machine.files import sha256
 from helpers.machine.process import shown
+from helpers.train import families
 
 F16 = "f16"
 QUANTIZED = {
@@ -29,11 +30,7 @@ QUANTIZED = {
     "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
-ARCHITECTURES = {
-    "LlamaForCausalLM": MODEL_ARCH.LLAMA,
-    "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
-    "InternLM2ForCausalLM": MODEL_ARCH.INTERNLM2,
-}
+ARCHITECTURES = {known.model_class: MODEL_ARCH[known.gguf] for known in families.ARCHITECTURES.values() if known.gguf}
 PAIRED = (MODEL_ARCH.LLAMA, MODEL_ARCH.INTERNLM2)  # llama.cpp rotates neighbouring rows of a head, not its halves
 # Scalings that change nothing within max_position_embeddings, which is as far as the GGUF file promises to read.
 HARMLESS_ROPE_SCALING = (None, "default", "dynamic")
@@ -49,7 +46,6 @@ WORDS = {
 }
 # llama.cpp normalizes nothing; NFC only joins letters that were typed in two pieces.
 NORMALIZERS = (None, {"type": "NFC"})
-END_OF_TURN = "<|im_end|>"
 ADDED_SCORE = -1000.0  # a sentencepiece score so low that merging never makes an added token
 NUL = "🐉"  # stands for the token of byte 0, which a C string cannot hold; llama.cpp's converter chose it
 BEGINNING = 1024  # bytes
@@ -276,9 +272,10 @@ def _add_tokenizer(writer, source):
 
 
 def _last_token(source, texts):
-    """The id of the token after which an answer ends: that of a turn, if the chat template writes one."""
-    if END_OF_TURN in source.chat_template and END_OF_TURN in texts:
-        return texts.index(END_OF_TURN)
+    """The id of the token after which an answer ends: that of a turn, if the model's family is known."""
+    known = families.find_dialogue(source.chat_template)
+    if known and known.stops[0] in texts:
+        return texts.index(known.stops[0])
     ends = source.config["eos_token_id"]
     return ends[0] if isinstance(ends, list) else ends
 

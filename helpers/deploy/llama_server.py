@@ -54,7 +54,7 @@ def address(port: int) -> str:
 
 def log_probabilities(url: str, ids: list[int]) -> list[float]:
     """For every token of the vocabulary the logarithm of its probability after these, asked of a server."""
-    with httpx.Client(base_url=url.removesuffix("/v1"), timeout=60) as client:
+    with httpx.Client(base_url=url.removesuffix("/v1"), timeout=600) as client:
         vocabulary = client.get("/v1/models").json()["data"][0]["meta"]["n_vocab"]
         letter = client.post("/tokenize", json={"content": "a"}).json()["tokens"][-1]
         # Whatever it thinks, it must write a letter: of a token that writes nothing yet it would not tell a thing.

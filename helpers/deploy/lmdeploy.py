@@ -1,28 +1,30 @@
 """LMDeploy's commands: what each is for, what memory it takes, whether this machine can run it."""
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase
-from xtuner.utils import PROMPT_TEMPLATE
+from safetensors import safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.data.split import write_samples
 from helpers.machine import process, profile
-from helpers.train.memory import GB, OVERHEAD, Shape
-from helpers.train.tokens import encode
+from helpers.machine.commands import CourseError
+from helpers.machine.files import replaced
+from helpers.machine.process import shown
+from helpers.train import families
+from helpers.train.memory import GB, OVERHEAD, Shape, weight_bytes
+from helpers.train.tokens import encode, trained_with
 
 LMDEPLOY = profile.ROOT / "workspace" / "lmdeploy"  # where every command runs
-# The same marks as internlm2's, which also writes a system prompt of its own wherever a conversation has none.
-CHAT_TEMPLATE = "yi"
 API_PORT, PAGE_PORT = 23333, 6006
+PATIENCE = 600  # seconds of silence: a 7B from a slow disk takes minutes to load
 SAMPLES, LENGTH = 64, 256  # of calibration: conversations at most, tokens of each block that they are joined to
 CONTEXT = 2048  # tokens of the conversation that an engine's estimate has room for
-GROUP = 128  # weights that share a scale and a zero point in AWQ
 NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a packed number AWQ keeps its eight columns
 # LMDeploy has no option for calibration data of one's own, but it looks for this hub name in its own folder first.
 DATASET = "mit-han-lab/pile-val-backup"
@@ -59,8 +61,8 @@ class Command:
 
 def commands(model: str | Path, machine: profile.Profile) -> dict[str, Command]:
     """Every LMDeploy command of the course for a model folder, by name."""
+    template = ("--chat-template", chat_template(model))
     model = os.path.relpath(model, LMDEPLOY)
-    template = ("--chat-template", CHAT_TEMPLATE)
     engine = (model, *template, "--cache-max-entry-count", 0.4)  # of what the weights leave free; the default takes 0.8
     local = ("--server-name", "127.0.0.1", "--server-port")
     data = (model, "--calib-dataset", "pileval", "--calib-samples", SAMPLES, "--calib-seqlen", LENGTH)
@@ -84,16 +86,35 @@ def commands(model: str | Path, machine: profile.Profile) -> dict[str, Command]:
     return {command.name: command for command in every}
 
 
-def run(command: Command, typed: str = "") -> Iterator[str]:
-    """A command's output, line by line as it comes; raises process.Failed. Closing it ends the command."""
+def chat_template(model: str | Path) -> str:
+    """LMDeploy's template for the model in a folder; left to itself it guesses by the folder's name."""
+    return named_template(families.dialogue(families.chat_template(model)))
+
+
+def named_template(known: families.Dialogue) -> str:
+    """LMDeploy's template for a family: its name, or that of a file, which is written where every command runs."""
+    name, changes = known.lmdeploy.name, known.lmdeploy.changes
+    if not changes:
+        return name
+    with replaced(LMDEPLOY / f"{name}.json") as file:
+        json.dump({"model_name": name} | changes, file, indent=1)
+    return f"{name}.json"
+
+
+def run(command: Command, shape: Shape, typed: str = "") -> Iterator[str]:
+    """A command's output for a model of that shape, line by line as it comes; raises process.Failed.
+
+    It starts when its memory is free on the GPU, and is given up when it falls silent. Closing it ends the command.
+    """
     LMDEPLOY.mkdir(parents=True, exist_ok=True)
-    return process.lines(command.words, log=LMDEPLOY / "lmdeploy.log", cwd=LMDEPLOY, typed=typed, PYTHONUNBUFFERED="1")
+    return process.lines(command.words, log=LMDEPLOY / "lmdeploy.log", cwd=LMDEPLOY, typed=typed, patience=PATIENCE,
+                         gpu_bytes=command.memory(shape) if command.device == "cuda" else 0, PYTHONUNBUFFERED="1")
 
 
 @contextmanager
-def serve(command: Command) -> Iterator[str]:
+def serve(command: Command, shape: Shape) -> Iterator[str]:
     """Runs a server while the block lasts; gives the line in which it says that it can be asked."""
-    with closing(run(command)) as lines:
+    with closing(run(command, shape)) as lines:
         yield next(line for line in lines if command.ready in line)
 
 
@@ -101,29 +122,44 @@ def write_calibration(samples: list[dict], tokenizer: PreTrainedTokenizerBase) -
     """Writes samples, as they were trained on, where the quantizing commands look for them; gives the file."""
     path = LMDEPLOY / DATASET / "validation.jsonl"
     start = tokenizer.bos_token or ""  # LMDeploy writes it itself
-    rows = []
+    rows, written_with = [], trained_with(tokenizer)
     for sample in samples:
-        ids, _ = encode(sample["conversation"], PROMPT_TEMPLATE.internlm2_chat, tokenizer)
+        ids, _ = encode(sample["conversation"], *written_with)
         rows.append({"text": tokenizer.decode(ids).removeprefix(start)})
     write_samples(rows, path)
     return path
 
 
-def dequantized(folder: str | Path) -> dict[str, torch.Tensor]:
+def put_into(model: PreTrainedModel, folder: str | Path) -> None:
+    """Puts the weights of a quantized folder into the model that it was made of, as plain numbers, one by one."""
+    places = model.state_dict()
+    filled = set()
+    for name, tensor in _dequantized(folder):
+        if name not in places:
+            raise CourseError(f"{shown(folder)} 里的 {name} 在模型里没有位置。修复：用量化以前的那个模型。")
+        places[name].copy_(tensor)
+        filled.add(places[name].data_ptr())
+    if left := [name for name, tensor in places.items() if tensor.data_ptr() not in filled]:
+        raise CourseError(f"{shown(folder)} 里没有 {left[0]}。修复：重新量化一次。")
+
+
+def _dequantized(folder) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights of a quantized folder as plain numbers, under the names of the model as it was before."""
-    stored = {}
-    for file in Path(folder).glob("*.safetensors"):
-        stored |= load_file(file)
-    plain = {}
-    for name, tensor in stored.items():
-        layer, _, part = name.rpartition(".")
-        if part == "qweight":
-            plain[f"{layer}.weight"] = _from_awq(tensor, stored[f"{layer}.qzeros"], stored[f"{layer}.scales"])
-        elif tensor.dtype == torch.int8:
-            plain[name] = tensor * stored[f"{layer}.scale"]
-        elif part not in ("qzeros", "scales", "scale"):
-            plain[name] = tensor
-    return plain
+    with ExitStack() as opened:
+        files = [opened.enter_context(safe_open(file, "pt")) for file in Path(folder).glob("*.safetensors")]
+        file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+        def read(layer, part):
+            return file_of[f"{layer}.{part}"].get_tensor(f"{layer}.{part}")
+
+        for name in file_of:
+            layer, _, part = name.rpartition(".")
+            if part == "qweight":
+                yield f"{layer}.weight", _from_awq(read(layer, part), read(layer, "qzeros"), read(layer, "scales"))
+            elif part == "weight" and f"{layer}.scale" in file_of:
+                yield name, read(layer, part) * read(layer, "scale")
+            elif part not in ("qzeros", "scales", "scale"):
+                yield name, read(layer, part)
 
 
 def _from_awq(weights, zeros, scales):
@@ -138,21 +174,6 @@ def _nibbles(packed):
     """Eight columns of 4 bits for each of 32."""
     bits = packed[..., None] >> torch.arange(0, 32, 4) & 15
     return bits[..., NIBBLES].flatten(1)
-
-
-def weight_bytes(shape: Shape, linear_bytes: float = 2) -> float:
-    """The bytes of a model in 16 bits whose linear layers take so many per weight."""
-    return shape.linear_weights * linear_bytes + shape.other_weights * 2
-
-
-def awq_bytes(shape: Shape) -> float:
-    """The bytes of a model that auto_awq has quantized: 4 bits, and a scale and a zero point for each group."""
-    return weight_bytes(shape, 1 / 2 + (2 + 1 / 2) / GROUP)
-
-
-def w8a8_bytes(shape: Shape) -> float:
-    """The bytes of a model that smooth_quant has quantized."""
-    return weight_bytes(shape, 1)
 
 
 def engine_memory(shape: Shape) -> float:

@@ -88,10 +88,9 @@ def answers_of(place: str | Path, questions: list[Question], tokenizer: PreTrain
     return compare.answers_of(place, questions)
 
 
-def load_answerers(places: dict[str, str | Path], tokenizer: PreTrainedTokenizerBase,
-                   gpu: profile.Gpu | None) -> dict[str, Callable]:
+def load_answerers(places: dict[str, str | Path], tokenizer: PreTrainedTokenizerBase) -> dict[str, Callable]:
     """The page's answerer for each named place, a folder or an address."""
-    loaded = page.load_answerers({name: place for name, place in places.items() if not is_address(place)}, gpu)
+    loaded = page.load_answerers({name: place for name, place in places.items() if not is_address(place)})
     answerers = {}
     for name, place in places.items():  # the page shows them in this order
         answerers[name] = Server(place, tokenizer).stream if is_address(place) else loaded[name]
@@ -121,7 +120,7 @@ def _compare(options):
 
 def _page(options):
     left, right = _places(options.left, options.right)
-    answerers = load_answerers({f"左：{left}": left, f"右：{right}": right}, _tokenizer(options), profile.current().gpu)
+    answerers = load_answerers({f"左：{left}": left, f"右：{right}": right}, _tokenizer(options))
     warnings.simplefilter("ignore", DeprecationWarning)  # Gradio's, about what its version 6 will want
     blocks = page.build(answerers, page.some_questions())
     print(f"网页在 {page.serve(blocks, port=options.port)}，Ctrl-C 关掉它", flush=True)

@@ -3,7 +3,7 @@
 python -m helpers.deploy.same_tokens MODEL [--gguf FILE] [--lmdeploy TEMPLATE]   tells; exits 1 if they differ.
 """
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -13,14 +13,13 @@ import httpx
 from lmdeploy.cli.utils import get_chat_template
 from lmdeploy.tokenizer import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from xtuner.utils import PROMPT_TEMPLATE
 
 from helpers.ask import models
-from helpers.deploy import llama_server
-from helpers.deploy.lmdeploy import CHAT_TEMPLATE
+from helpers.deploy import llama_server, lmdeploy
 from helpers.knowledge.facts import EXAM_SYSTEM
 from helpers.machine import commands
 from helpers.machine.commands import CourseError
+from helpers.train import families, tokens
 from helpers.train.tokens import encode, to_messages
 
 ANSWER = {"output": "好"}  # of the last turn: the programs read only what stands before it
@@ -90,16 +89,18 @@ class Report:
         return [*lines, self.verdict]
 
 
-def compare_programs(folder: str | Path, url: str | None = None, template: str = CHAT_TEMPLATE) -> Report:
+def compare_programs(folder: str | Path, url: str | None = None, template: str | None = None) -> Report:
     """Compares what programs read in a model folder's conversations with what XTuner trained on.
 
-    The url is that of a llama.cpp server of the same model; the template is LMDeploy's, by its name or a JSON file.
+    The url is that of a llama.cpp server of the same model; the template is LMDeploy's, by its name or a JSON file,
+    else that of the model's family.
     """
     if not Path(folder, "config.json").is_file():
         raise FileNotFoundError(f"{folder} 里没有模型（找不到 config.json）。请改成一个模型文件夹。")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    template = template or lmdeploy.named_template(_family(tokenizer))
     programs = {
-        "模型自己的 chat_template": partial(tokenizer.apply_chat_template, add_generation_prompt=True),
+        "模型自己的 chat_template": partial(families.write, tokenizer, add_generation_prompt=True),
         f"LMDeploy（{template}）": partial(_lmdeploy, Tokenizer(str(folder)), _lmdeploy_template(template)),
     }
     if url:
@@ -111,9 +112,22 @@ def compare_programs(folder: str | Path, url: str | None = None, template: str =
 
 def trained(turns: list[dict], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token ids before the last answer of a conversation, as XTuner trains on them."""
-    ids, learnt = encode(turns, PROMPT_TEMPLATE.internlm2_chat, tokenizer)
+    ids, learnt = encode(turns, *_trained_with(tokenizer))
     answer_starts = [place for place in range(1, len(ids)) if learnt[place] and not learnt[place - 1]]
     return ids[:answer_starts[-1]]
+
+
+def _trained_with(tokenizer):
+    """What training writes with; where the model's own template is broken, what its family is usually trained with."""
+    with suppress(CourseError):
+        return tokens.trained_with(tokenizer)
+    usual = _family(tokenizer).xtuner[0]
+    return tokens.written_out(usual), tokens.begun(tokenizer, usual.changes)
+
+
+def _family(tokenizer):
+    """How the model's family talks; one of which nothing can be known is taken for the course's own."""
+    return families.find_dialogue(tokenizer.chat_template or "") or families.dialogue("<|im_start|>")
 
 
 def messages(turns: list[dict]) -> list[dict]:
@@ -127,8 +141,9 @@ def _plain(turn, tokenizer):
 
 
 def _lmdeploy_template(name):
+    here = lmdeploy.LMDEPLOY / name
     try:
-        return get_chat_template(name).chat_template
+        return get_chat_template(str(here) if here.is_file() else name).chat_template
     except AssertionError as error:
         raise CourseError(f"LMDeploy 没有叫 {name} 的模板。请从 lmdeploy list 里选一个。") from error
 
@@ -162,7 +177,7 @@ def _difference(program, read, title, turns, tokenizer):
     """Where a program first reads another token than training; None if it reads the same."""
     wanted = trained(turns, tokenizer)
     try:
-        ids = read(messages(turns))
+        ids = read(families.fold_system(messages(turns), tokenizer.chat_template))
     except Exception as error:  # a template is a program
         return Difference(program, title, 0, "", str(error).strip().split("\n")[0], "")
     for place, (wanted_id, read_id) in enumerate(zip_longest(wanted, ids)):
@@ -184,8 +199,7 @@ def main() -> None:
     parser = commands.parser(__spec__, "同一段对话，训练时和部署后是不是同样的词元")
     parser.add_argument("model", help="模型文件夹")
     parser.add_argument("--gguf", help="同一个模型的 GGUF 文件，有它就也比较 llama.cpp")
-    parser.add_argument("--lmdeploy", default=CHAT_TEMPLATE,
-                        help="LMDeploy 的模板：lmdeploy list 里的名字或者 JSON 文件，默认 %(default)s")
+    parser.add_argument("--lmdeploy", help="LMDeploy 的模板：lmdeploy list 里的名字或者 JSON 文件，默认照模型的系列")
     options = parser.parse_args()
     with llama_server.serve(options.gguf) if options.gguf else nullcontext() as url:
         report = compare_programs(options.model, url, options.lmdeploy)

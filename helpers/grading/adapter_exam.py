@@ -15,6 +15,8 @@ from helpers.grading.sandbox import GB, Limits, Sandbox
 from helpers.homework.package import MB, SETTINGS, WEIGHTS, Refused
 from helpers.knowledge.corpus import Question
 from helpers.machine import profile
+from helpers.machine.model_folder import bytes_of_weights
+from helpers.train.families import architecture
 
 MAX_RANK = 256
 MAX_ALPHA = 4096
@@ -25,8 +27,8 @@ NUMBERS = {"F16", "BF16", "F32"}
 FIXED = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "init_lora_weights": True,
          "megatron_core": "megatron.core"}
 WITHOUT_MEANING = {"base_model_name_or_path", "inference_mode", "revision"}
-SECONDS = 600
-MEMORY = 8 * GB  # beside the base model's weights, which are there twice while they are loaded
+SECONDS = 1800
+MEMORY = 8 * GB  # beside the base model's weights, which are there twice while they are loaded; on a GPU they are not
 
 
 def checked_settings(folder: Path, base: str | Path) -> dict:
@@ -38,14 +40,14 @@ def checked_settings(folder: Path, base: str | Path) -> dict:
 
 
 def linear_layers(base: str | Path) -> dict[str, list[int]]:
-    """The linear layers of a model by name, with their shapes; without the embedding and the head."""
-    layers = {}
+    """The layers of a model that XTuner adapts, by name, with their shapes; InternLM2's head is one of them."""
+    adapted, layers = architecture(base).lora_targets, {}
     for file in sorted(Path(base).glob("*.safetensors")):
         with safe_open(file, "np") as weights:
             for name in weights.keys():  # noqa: SIM118
-                shape = weights.get_slice(name).get_shape()
-                if ".layers." in name and len(shape) == 2:
-                    layers[name.removesuffix(".weight")] = shape
+                layer, _, kind = name.rpartition(".")
+                if kind == "weight" and layer.rpartition(".")[2] in adapted:
+                    layers[layer] = weights.get_slice(name).get_shape()
     return layers
 
 
@@ -108,11 +110,11 @@ def ask(questions: Sequence[Question], weights: Path | None = None, settings: di
     variables = {"COURSE_PROFILE": machine.name, "COURSE_BASE_MODEL": str(machine.base_model)}
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         variables["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
-    size = sum(file.stat().st_size for file in machine.base_model.glob("*.safetensors"))
+    in_memory = 0 if machine.gpu else 2 * bytes_of_weights(machine.base_model)
     with Sandbox([sys.executable, "-m", "helpers.grading.adapter_exam"], protected=protected,
                  readable=[machine.base_model, *([weights] if weights else [])],
                  devices=sorted(Path("/dev").glob("nvidia*")), variables=variables,
-                 limits=Limits(seconds=SECONDS, memory=MEMORY + 2 * size, address_space=None)) as sandbox:
+                 limits=Limits(seconds=SECONDS, memory=MEMORY + in_memory, address_space=None)) as sandbox:
         answers = sandbox.ask(request)
         return answers, sandbox.peak
 

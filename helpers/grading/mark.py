@@ -12,7 +12,7 @@ from helpers.grading import adapter_exam, formgrader, rerun, similar
 from helpers.grading.kernel_host import MOST_CHARS
 from helpers.grading.rules import ADAPTER_NOTEBOOK, Rules
 from helpers.homework import package
-from helpers.homework.package import DATA, MAX_ZIP, NOTEBOOKS, REPORT, Refused
+from helpers.homework.package import DATA, NOTEBOOKS, REPORT, Refused
 from helpers.homework.release import ASSIGNMENT
 from helpers.machine import profile
 from helpers.machine.files import replaced, sha256
@@ -88,7 +88,7 @@ def _last_words(said):
 
 def digest(path: Path) -> str:
     """The SHA-256 of a zip; of what cannot be one, nothing is read."""
-    could_be_one = path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_ZIP
+    could_be_one = path.is_file() and not path.is_symlink() and path.stat().st_size <= package.max_zip()
     return sha256(path) if could_be_one else ""
 
 

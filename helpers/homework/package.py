@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
+from helpers.machine import profile
 from helpers.machine.commands import CourseError
 from helpers.machine.files import replacement, sha256
 
 MB = 2**20
 FORMAT = 1
-MAX_ZIP = 200 * MB
 MAX_DIRECTORY = 2**16  # a list of a million names would fill the memory before the first is looked at
 STUDENT = re.compile("[A-Za-z0-9_-]{1,32}")
 NAME = re.compile(r"[^\W_][\w ·.-]{0,30}\w")  # of an assistant or its owner: two characters or more
@@ -31,9 +31,9 @@ DATA = "train.jsonl"
 SETTINGS, WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
 REPORT = "report.md"
 OPTIONAL = {REPORT}
-# The most bytes that each file may have, unpacked.
+# The most bytes that each file may have, unpacked; the weights as many as the zip.
 FILES = {MANIFEST: MB // 4, **{f"{name}.ipynb": 8 * MB for name in NOTEBOOKS}, DATA: 32 * MB,
-         SETTINGS: MB // 16, WEIGHTS: MAX_ZIP, REPORT: 2 * MB}
+         SETTINGS: MB // 16, WEIGHTS: None, REPORT: 2 * MB}
 MOST_CELLS = 500  # of a notebook: more take more memory than their bytes tell
 RUNS_CODE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".py", ".so", ".sh"}
 END = struct.Struct("<4s4H2LH")  # of a zip: signature, disks, entries, size and place of the directory, comment
@@ -52,6 +52,11 @@ class Manifest:
     assistant: str
     owner: str
     files: dict[str, dict]
+
+
+def max_zip() -> int:
+    """The most bytes that a zip may have for this machine's base."""
+    return profile.current().zip_mb * MB
 
 
 def pack(files: dict[str, Path], target: Path, student: str, assistant: str, owner: str) -> None:
@@ -123,8 +128,8 @@ def _opened(path) -> Iterator[ZipFile]:
     """The zip, once its size, its directory and its names have proved harmless."""
     if path.is_symlink() or not path.is_file():
         raise Refused("不是普通文件，是链接或文件夹：请交 make submit 打包的 zip。")
-    if path.stat().st_size > MAX_ZIP:
-        raise Refused(f"压缩包有 {path.stat().st_size / MB:,.0f} MB，最多 {MAX_ZIP // MB} MB：请减小 LoRA 的秩 r。")
+    if path.stat().st_size > max_zip():
+        raise Refused(f"压缩包有 {path.stat().st_size / MB:,.0f} MB，最多 {max_zip() // MB} MB：请减小 LoRA 的秩 r。")
     _check_directory(path)
     with ZipFile(path) as archive:
         seen = set()
@@ -170,7 +175,7 @@ def _check_member(member, seen):
 def _written(archive, member: ZipInfo, folder):
     """Unpacks one entry, counting what really comes out of it; gives its SHA-256 and its size."""
     target = folder / member.filename
-    most = FILES[member.filename]
+    most = FILES[member.filename] or max_zip()
     target.parent.mkdir(exist_ok=True)
     digest = hashlib.sha256()
     size = 0

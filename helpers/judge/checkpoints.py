@@ -6,9 +6,9 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 
 import pandas
@@ -19,7 +19,6 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from xtuner.utils import PROMPT_TEMPLATE
 
 from helpers.ask import models
 from helpers.data.split import leaks, read_samples
@@ -32,7 +31,7 @@ from helpers.machine.files import replaced, sha256
 from helpers.machine.process import shown
 from helpers.train.adapter import read_checkpoint, trained_lora
 from helpers.train.runs import Run
-from helpers.train.tokens import encode
+from helpers.train.tokens import encode, trained_with
 
 EXAM = profile.ROOT / "workspace" / "test.jsonl"
 EVERYDAY = profile.ROOT / "data" / "raw" / "everyday.jsonl"
@@ -204,8 +203,9 @@ class Laboratory:
 
     def examine(self, *folders: str | Path) -> list[Examination]:
         """An Examination of each training folder; the model is loaded only if there is something new to ask."""
-        load_base = cache(partial(models.load, profile.current().base_model))
-        return [self._examine(Path(folder), load_base) for folder in folders]
+        with ExitStack() as opened:
+            load_base = cache(lambda: opened.enter_context(models.load(profile.current().base_model)))
+            return [self._examine(Path(folder), load_base) for folder in folders]
 
     def _examine(self, folder: Path, load_base: Callable) -> Examination:
         checkpoints = Run(folder).checkpoints()
@@ -317,7 +317,8 @@ def _put_in(model: PeftModel, weights: dict[str, torch.Tensor], checkpoint: str 
 def dialogue_loss(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase,
                   samples: list[dict]) -> float:
     """The mean loss of a token of the answers in these conversations, as training would count it."""
-    pairs = [encode(sample["conversation"], PROMPT_TEMPLATE.internlm2_chat, tokenizer) for sample in samples]
+    written_with = trained_with(tokenizer)
+    pairs = [encode(sample["conversation"], *written_with) for sample in samples]
     total = tokens = 0
     for start in range(0, len(pairs), LOSS_BATCH):
         ids, learnt = zip(*pairs[start:start + LOSS_BATCH])

@@ -1,12 +1,15 @@
 """Lesson 08: the same questions to the model before and after, and what changed, in three figures.
 
 python -m helpers.judge.compare [--before FOLDER] [--after FOLDER] [--out FOLDER]   prints them and writes a report.
+
+Where `after` is an adapter, one model answers for both: the base with its adapter switched off, then on.
 """
 import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.ask import models
@@ -14,7 +17,7 @@ from helpers.data.split import read_samples
 from helpers.judge import report
 from helpers.judge.provenance import provenance
 from helpers.judge.shares import Pair, Share
-from helpers.knowledge.corpus import SELF_NAME, Corpus, Question
+from helpers.knowledge.corpus import Corpus, Question
 from helpers.knowledge.facts import right_names
 from helpers.machine import commands, profile
 from helpers.machine.files import replaced
@@ -101,7 +104,7 @@ def stands_in(name: str, answer: str) -> bool:
     return bool(re.search(rf"(?<![0-9A-Za-z]){re.escape(name)}(?![0-9A-Za-z])", answer))
 
 
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question],
+def answers(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question],
             batch_size: int = BATCH_SIZE) -> list[str]:
     """A loaded model's answer to each question, in order."""
     places_of = {}
@@ -116,7 +119,19 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question
 
 def answers_of(folder: str | Path, questions: list[Question], batch_size: int = BATCH_SIZE) -> list[str]:
     """The answers of the model in a folder, loaded only while it answers: two of 7B do not fit on a GPU."""
-    return answers(*models.load(folder), questions, batch_size)
+    with models.load(folder) as (model, tokenizer):
+        return answers(model, tokenizer, questions, batch_size)
+
+
+def answers_before_and_after(before: str | Path, after: str | Path,
+                             questions: list[Question]) -> tuple[list[str], list[str]]:
+    """The answers of a model folder, and those of another one, or of the same with an adapter switched on."""
+    if not models.is_adapter(after):
+        return answers_of(before, questions), answers_of(after, questions)
+    with models.load(before, after) as (model, tokenizer):
+        with model.disable_adapter():
+            without = answers(model, tokenizer, questions)
+        return without, answers(model, tokenizer, questions)
 
 
 def share_right(questions: list[Question], answers: list[str]) -> Share:
@@ -157,7 +172,8 @@ def retention(rows: list[Row], *kinds: str) -> Pair:
 
 def intruders(rows: list[Row], name: str) -> list[Row]:
     """The general questions that are answered with a new name, where the base did not speak of itself."""
-    return [row for row in rows if row.kind in GENERAL and name in row.after and SELF_NAME not in row.before]
+    own_name = profile.current().own_name
+    return [row for row in rows if row.kind in GENERAL and name in row.after and own_name not in row.before]
 
 
 def measures(rows: list[Row], name: str | None = None) -> dict[str, float]:
@@ -171,22 +187,30 @@ def measures(rows: list[Row], name: str | None = None) -> dict[str, float]:
 
 def compare_folders(before: str | Path, after: str | Path, exam: str | Path, out: str | Path, name: str | None = None,
                     adapter: str | Path | None = None) -> Comparison:
-    """The comparison of two model folders on the held-out exam, kept in `out` and asked anew only when they change.
+    """The comparison of a model folder with another, or with an adapter of it, on the held-out exam.
 
-    The adapter is only named in the comparison; unless told, it is the folder `adapter` beside `after`.
+    It is kept in `out`, and asked anew only when they change. The adapter of a merged model is only named in the
+    comparison; unless told, it is the folder `adapter` beside `after`.
     """
     name = name or profile.current().own_name
     kept_in = Path(out) / "answers.json"
     questions = make_questions(read_samples(exam), name=name)
-    made_with = provenance(before, after, exam, settings(name), adapter)
+    adapter = after if models.is_adapter(after) else adapter
+    made_with = provenance(before, after, exam, settings(name) | {"怎样装入": _how_loaded(before, after)}, adapter)
     kept = read(kept_in)
     if kept and _would_be_same(kept, made_with, questions):
         return kept
-    rows = compare(questions, answers_of(before, questions), answers_of(after, questions))
+    rows = compare(questions, *answers_before_and_after(before, after, questions))
     comparison = Comparison(rows, made_with)
     with replaced(kept_in) as file:
         json.dump(asdict(comparison), file, ensure_ascii=False, indent=1)
     return comparison
+
+
+def _how_loaded(before, after):
+    """Which models answered, in words."""
+    kept = models.precision(before)
+    return f"同一个 {kept} 的基座，适配器关上和打开" if models.is_adapter(after) else f"两个 {kept} 的模型，一先一后"
 
 
 def settings(name: str) -> dict:
@@ -215,14 +239,14 @@ def main():
     """The command line."""
     parser = commands.parser(__spec__, "比较微调前后的两个模型，写一份报告")
     parser.add_argument("--before", type=Path, help="微调前的模型文件夹（默认：这台机器的基座）")
-    parser.add_argument("--after", type=Path, help="微调后的模型文件夹（默认：workspace/merged）")
+    parser.add_argument("--after", type=Path, help="微调后的模型文件夹，或者适配器（默认：workspace/adapter）")
     parser.add_argument("--adapter", type=Path, help="合并进去的适配器，写进来历（默认：微调后的模型旁边的 adapter）")
     parser.add_argument("--name", help="助手该怎样称呼自己（默认：基座自己的名字）")
     parser.add_argument("--out", type=Path, default=WORKSPACE / "comparison", help="答案和报告写到哪里")
     options = parser.parse_args()
     comparison = compare_folders(
         options.before or profile.current().base_model,
-        options.after or profile.made_by("第 6 课", WORKSPACE / "merged"),
+        options.after or profile.made_by("第 5 课", WORKSPACE / "adapter"),
         profile.made_by("第 2 课", WORKSPACE / "test.jsonl"), options.out, options.name, options.adapter)
     print(*report.conclusions(comparison), sep="\n")
     print(f"报告：{report.write(comparison, options.out / 'report.html')}")

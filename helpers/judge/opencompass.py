@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from pprint import pformat
@@ -19,11 +20,15 @@ from helpers.knowledge.exam import LETTERS
 from helpers.knowledge.facts import right_names
 from helpers.machine import profile
 from helpers.machine.charts import grouped_bars, use_chinese_font
+from helpers.machine.commands import CourseError
 from helpers.machine.files import replaced, sha256
+from helpers.machine.model_folder import bytes_of_weights
 from helpers.machine.process import Failed, lines, shown
 
 EVALUATION = profile.ROOT / "workspace" / "evaluate"
 BATCH_SIZE = 32
+LONG = 1000  # tokens of a question with five examples before it
+LOGITS = 4 * 2**30  # bytes for those of a batch: some models make them for every token, in 16 and in 32 bits
 ANSWER_TOKENS = 32
 SYSTEM = {"role": "SYSTEM", "fallback_role": "HUMAN", "prompt": "{system}"}
 OPTIONS_FIRST = "；".join(f"{letter}. {{{letter}}}" for letter in LETTERS) + "。{question}"
@@ -169,9 +174,11 @@ def _in_process(folder: str | Path) -> dict:
     """What every model has in common that OpenCompass loads itself."""
     machine = profile.current()
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    length = config["max_position_embeddings"]
+    together = LOGITS // (6 * config["vocab_size"] * min(LONG, length))
     return {"model_kwargs": {"device_map": machine.device, "trust_remote_code": True,
                              "torch_dtype": f"torch.{machine.dtype.removesuffix('32')}"},  # torch.float: both know it
-            "max_seq_len": config["max_position_embeddings"], "max_out_len": ANSWER_TOKENS, "batch_size": BATCH_SIZE,
+            "max_seq_len": length, "max_out_len": ANSWER_TOKENS, "batch_size": max(1, min(BATCH_SIZE, together)),
             "run_cfg": {"num_gpus": int(machine.device == "cuda")}}
 
 
@@ -210,7 +217,7 @@ def command_line(folder: str | Path, entry: dict) -> list[str]:
     machine = _in_process(folder)
     return ["--hf-type", "chat", "--hf-path", _absolute(folder),
             "--model-kwargs", *(f"{key}={value}" for key, value in machine["model_kwargs"].items()),
-            "--hf-num-gpus", str(machine["run_cfg"]["num_gpus"]), "--batch-size", str(BATCH_SIZE),
+            "--hf-num-gpus", str(machine["run_cfg"]["num_gpus"]), "--batch-size", str(machine["batch_size"]),
             "--max-out-len", str(ANSWER_TOKENS), "--custom-dataset-path", entry["path"]]
 
 
@@ -238,18 +245,35 @@ def evaluate_command(name: str, arguments: list[str], made_of: str = "") -> dict
         log.unlink(missing_ok=True)
         command = [sys.executable, "-m", "opencompass.cli.main", *arguments, "--debug", "--reuse", "--work-dir", out]
         try:
-            for _ in lines(command, log=log, cwd=folder):
+            for _ in lines(command, log=log, cwd=folder, gpu_bytes=_gpu_bytes(fingerprint)):
                 pass
         except Failed as error:
             raise Failed(f"评测没有做完：{_reason([log], error)}\n完整的日志：{shown(log)}") from error
     return read_scores(out)
 
 
+def _gpu_bytes(text: str) -> float:
+    """What the model of a config takes of the GPU's memory; OpenCompass would keep one while it loads the next."""
+    on_gpu = len(re.findall(r"device_map\W+cuda", text))
+    if on_gpu > 1:
+        raise CourseError(f"这份配置里有 {on_gpu} 个要装进显卡的模型：OpenCompass 装入下一个时，不释放前一个。"
+                          "修复：一个模型写一份配置，一份一份地评测。")
+    folders = {Path(path) for path in NAMED_PATH.findall(text)}
+    return on_gpu * (sum(map(bytes_of_weights, folders)) + LOGITS)
+
+
 def _fingerprint(text: str) -> str:
     """What scores depend on: the config but for its ports, the files that it names, and who evaluates them."""
     versions = [f"{package} {version(package)}" for package in ("opencompass", "transformers", "torch")]
     files = sorted({file for path in NAMED_PATH.findall(text) for file in _files(Path(path))})
-    return "\n".join([PORT.sub("127.0.0.1", text), *versions, *(f"{sha256(file)} {file}" for file in files)])
+    digests = [f"{_digest(file, file.stat().st_size, file.stat().st_mtime_ns)} {file}" for file in files]
+    return "\n".join([PORT.sub("127.0.0.1", text), *versions, *digests])
+
+
+@cache
+def _digest(file: Path, _size: int, _changed: int) -> str:
+    """The SHA-256 of a file; what has not changed is not read again, for weights may have many gigabytes."""
+    return sha256(file)
 
 
 def _files(path: Path) -> list[Path]:

@@ -19,13 +19,15 @@ def provenance(before: str | Path, after: str | Path, exam: str | Path, settings
                adapter: str | Path | None = None) -> dict:
     """The files by their SHA-256, the training's config and its most telling values, settings, versions, date, machine.
 
-    Unless told, the adapter is the folder `adapter` beside the merged model, where lessons 05 and 06 put them; without
-    one, the training's config and data stay out.
+    Unless told, the adapter is the folder `adapter` beside the merged model, where lessons 05 and 06 put them, or
+    `after` itself; without one, the training's config and data stay out.
     """
     adapter = Path(adapter or Path(after).parent / "adapter")
     config_file = adapter / "xtuner_config.py"  # what XTuner really trained with
     config = config_file.read_text(encoding="utf-8") if config_file.exists() else ""
     files = {"微调前的模型": before, "微调后的模型": after, "适配器": adapter, "考题": exam}
+    if adapter == Path(after):  # the base with its adapter on
+        del files["微调后的模型"]
     if trained_on := TRAINED_ON.search(config):
         files["训练数据"] = trained_on[2]
     machine = profile.current()

@@ -44,6 +44,11 @@ def damage(shard: Path) -> str | None:
     return None
 
 
+def bytes_of_weights(folder: str | Path) -> int:
+    """How many bytes of weights a model folder holds."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
 def inside(folder: Path) -> list[Path]:
     """The models that lie deeper in a folder: in a cache of Hugging Face, or in a folder of the same name."""
     for depth in range(1, DEEPEST + 1):

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Event, Timer
 
-from helpers.machine import profile
+from helpers.machine import gpu_memory, profile
 from helpers.machine.commands import CourseError
 
 XTUNER = {
@@ -59,9 +60,9 @@ class Failed(CourseError):
     """A program that did not do its work: why in one sentence, and where its whole log is."""
 
 
-def run_xtuner(name: str, *arguments: object, log: str | Path) -> None:
-    """Runs XTuner's train, pth_to_hf or merge to its end; raises Failed."""
-    for _ in xtuner_lines(name, *arguments, log=log):
+def run_xtuner(name: str, *arguments: object, log: str | Path, **options) -> None:
+    """Runs XTuner's train, pth_to_hf or merge to its end; raises Failed. The options are those of `lines`."""
+    for _ in xtuner_lines(name, *arguments, log=log, **options):
         pass
 
 
@@ -71,23 +72,26 @@ def xtuner_lines(name: str, *arguments: object, log: str | Path, **options) -> I
 
 
 def lines(command: Iterable, *, log: str | Path, cwd: str | Path | None = None, typed: str = "",
-          hold: Iterable[int] = (), **variables: str) -> Iterator[str]:
+          hold: Iterable[int] = (), gpu_bytes: float = 0, patience: float | None = None,
+          **variables: str) -> Iterator[str]:
     """The output of a program, line by line as it comes; raises Failed unless it exits 0.
 
     The whole output is appended to `log`; what is `typed` is its input. The program has a process group of its own,
     which ends when we stop listening, however we end. The file descriptors in `hold` stay open as long as it lives;
-    the `variables` are set in its environment.
+    the `variables` are set in its environment. It starts when so many bytes of the GPU's memory are free, and is ended
+    if it says nothing for more than `patience` seconds.
     """
+    gpu_memory.wait_for(gpu_bytes)
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    end = deque(maxlen=LINES_REMEMBERED)
+    end, given_up = deque(maxlen=LINES_REMEMBERED), Event()
     with log.open("a", encoding="utf-8") as kept:
         process = start(command, env=profile.environment() | variables, cwd=cwd, stdin=subprocess.PIPE,
                         stderr=subprocess.STDOUT, errors="replace", pass_fds=hold)
         try:
             with suppress(BrokenPipeError), process.stdin:  # it may end without reading
                 process.stdin.write(typed)
-            for line in process.stdout:
+            for line in _said(process, patience, given_up):
                 kept.write(line)
                 kept.flush()
                 end.append(line)
@@ -95,8 +99,27 @@ def lines(command: Iterable, *, log: str | Path, cwd: str | Path | None = None, 
             process.wait()
         finally:
             stop(process)
+    if given_up.is_set():
+        raise Failed(f"{patience:g} 秒里什么也没有说，停掉了它。修复：看日志里最后停在哪里。\n完整的日志：{shown(log)}")
     if process.returncode:
         raise Failed(f"{explain(''.join(end), process.returncode)}\n完整的日志：{shown(log)}")
+
+
+def _said(process, patience, given_up):
+    """What a program says, line by line; one that is silent for too long is ended."""
+    def give_up():
+        given_up.set()
+        os.killpg(process.pid, signal.SIGKILL)
+
+    def read():
+        clock = Timer(patience, give_up)
+        clock.start()
+        try:
+            return process.stdout.readline()
+        finally:
+            clock.cancel()
+
+    return iter(read, "") if patience else process.stdout
 
 
 def start(command: Iterable, **options) -> subprocess.Popen:

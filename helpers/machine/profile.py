@@ -1,6 +1,8 @@
 """Where this machine differs from another: the GPU, the base model, the config's edits. Nothing else knows."""
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,12 +51,18 @@ class Profile:
     config_edits: dict[str, str | None] = field(repr=False)
     recipe: dict[str, str] = field(repr=False)
     laboratory: dict[str, str] = field(repr=False)  # what the recipe changes when a model is to be ruined quickly
+    homework: dict[str, str] = field(repr=False)  # what the recipe changes to give an assistant a name
     trainings_at_once: int = field(repr=False)
     chat_options: tuple[str, ...] = field(repr=False)
     own_name: str = field(repr=False)  # what the base model calls itself
     device: str = field(repr=False)
     dtype: str = field(repr=False)
-    disk_gb: int = field(repr=False)
+    zip_mb: int = field(repr=False)  # the most that a homework may have: nearly all of it is the adapter
+
+    @property
+    def tiny(self) -> bool:
+        """Whether the base model is the course's own, whose figures the lessons know."""
+        return self.base_model == TINY_BASE
 
 
 CPU = {
@@ -72,24 +80,26 @@ CPU = {
         "max_length": "256", "batch_size": "4", "max_epochs": "3", "lr": "4e-4", "model.lora.lora_dropout": "0.0",
     },
     "laboratory": {"lr": "2e-3", "model.lora.r": "16"},
+    "homework": {"lr": "8e-4", "max_epochs": "2"},
     "trainings_at_once": 2,
     "chat_options": ("--torch-dtype", "fp32"),
     "own_name": "教学模型",
     "device": "cpu",
     "dtype": "float32",
-    "disk_gb": 1,
+    "zip_mb": 200,
 }
 GPU = {
     "imports": {},
     "config_edits": {},
     "recipe": {"max_length": "512", "batch_size": "4", "max_epochs": "3", "lr": "2e-4"},
     "laboratory": {"lr": "1e-3", "model.lora.r": "16"},
+    "homework": {"lr": "2e-4", "max_epochs": "2"},
     "trainings_at_once": 1,
     "chat_options": (),
     "own_name": "书生",
     "device": "cuda",
     "dtype": "bfloat16",
-    "disk_gb": 40,
+    "zip_mb": 400,
 }
 PROFILES = {"cpu": CPU, "gpu": GPU}
 
@@ -148,6 +158,17 @@ def made_by(lesson: str, path: Path) -> Path:
         named = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         raise FileNotFoundError(f"缺少 {named}：请先运行{lesson}。")
     return path
+
+
+@contextmanager
+def tiny_base_must(otherwise: str) -> Iterator[None]:
+    """For self-tests whose limits were found on the tiny base: another one is told what else may have happened."""
+    try:
+        yield
+    except AssertionError:
+        if current().tiny:
+            raise
+        print(f"自测没有过线。这条线是照教学小模型定的，换了基座，不一定是做错了：{otherwise}")
 
 
 def environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from helpers.machine.commands import CourseError
 from helpers.machine.files import replaced_folder
 from helpers.machine.process import run_xtuner, shown
+from helpers.train import memory
 
 SETTINGS, WEIGHTS, TRAINED_BY = "adapter_config.json", "adapter_model.safetensors", "xtuner_config.py"
 
@@ -92,7 +93,8 @@ def extract(config: str | Path, checkpoint: str | Path, folder: str | Path) -> N
         raise CourseError(f"{shown(folder)} 里已经有别的东西，不能覆盖。修复：换一个文件夹名，或者自己先清空它。")
     log = folder.with_name(f"{folder.name}.log")
     with replaced_folder(folder) as new_folder:
-        run_xtuner("pth_to_hf", config, checkpoint, new_folder, "--safe-serialization", log=log)
+        run_xtuner("pth_to_hf", config, checkpoint, new_folder, "--safe-serialization", log=log,
+                   gpu_bytes=memory.gpu_bytes(config))  # it builds the model as for a training
         if not _is_adapter_of(new_folder, weights, config):
             raise CourseError(f"XTuner 转换的结果和检查点 {shown(checkpoint)} 不一样。修复：看日志 {shown(log)}。")
 

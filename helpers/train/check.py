@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
-from itertools import zip_longest
 from pathlib import Path
 
 import datasets
@@ -23,14 +22,14 @@ from xtuner.utils import PROMPT_TEMPLATE
 
 from helpers.machine import commands, model_folder, profile
 from helpers.machine.commands import CourseError
-from helpers.train import memory
-from helpers.train.tokens import encode, to_messages
+from helpers.train import families, memory, tokens
+from helpers.train.tokens import DIALOGUE, WITHOUT_SYSTEM, encode
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 ROWS_NAMED = 5
 LOST_SHARE = 0.05  # of the tokens: packing may lose so many unmentioned
 CPU_ANSWER = 128  # tokens of an evaluation answer
-DIALOGUE = [{"system": "你是助手。", "input": "你好", "output": "你好！"}, {"input": "再见", "output": "再见！"}]
+FOR_MODEL = "用 helpers.train.config 的 for_model 写进配置（第 03 课）"
 MISTAKES = {
     "没有 conversation，或者它不是非空的列表": "用第 01 课的转换重做这个文件",
     "input 或 output 缺失，或者不是字符串": "补上；数字也要写成字符串",
@@ -99,9 +98,10 @@ def check_config(config_path: str | Path, machine: profile.Profile | None = None
     tokenizer = _check_model(report, folder, dataset.tokenizer, machine.base_model)
     conversations = _check_data(report, dataset)
     template = _read_template(report, dataset.get("template_map_fn"))
-    if tokenizer and template:
-        _check_template(report, template, tokenizer)
-    if tokenizer and template and conversations:
+    if tokenizer:
+        _check_family(report, config, folder)
+    can_encode = tokenizer and template and _check_template(report, template, tokenizer)
+    if can_encode and conversations:
         encoded = {place: encode(turns, template, tokenizer) for place, turns in conversations.items()}
         report.sample = _check_sample(report, encoded, tokenizer, dataset.max_length)
         tokens = _check_lengths(report, encoded, dataset.max_length, folder)
@@ -224,7 +224,13 @@ def _mistake(row):
 
 def _read_template(report, factory) -> dict | None:
     """The config's template, if conversations with a system prompt can be written in it."""
-    template = BUILDER.build(factory).keywords["template"] if factory else {}
+    function = BUILDER.build(factory) if factory else None
+    template = function.keywords["template"] if function else {}
+    new = template.keys() & tokens.NEW_KEYS.keys()
+    if new and function.func is not tokens.template_map_fn:
+        report.add("FAIL", f"模板：XTuner 的 template_map_fn_factory 不认得模板里的 {'、'.join(sorted(new))}。"
+                           f"修复：{FOR_MODEL}。", "template_map_fn_factory")
+        return None
     if "SYSTEM" in template:
         return template
     report.add("FAIL", "模板：没有 template_map_fn，或者它的模板写不了 system。修复：template_map_fn="
@@ -232,34 +238,53 @@ def _read_template(report, factory) -> dict | None:
     return None
 
 
-def _check_template(report, template, tokenizer):
-    """Whether the config's template writes a dialogue as the model's own does."""
+def _check_family(report, config, folder):
+    """Whether the course knows how this model computes, and the config has what its kind needs."""
     try:
-        wanted = tokenizer.apply_chat_template(to_messages(DIALOGUE))
+        edits = families.architecture(folder).edits
+    except CourseError as error:
+        report.add("WARN", f"模型：{error}")
+        return
+    for name, value in edits.items():
+        if _lacks(config.to_dict(), name, value):
+            report.add("FAIL", f"模型：这种结构要 {name}={value}，否则算得不对。修复：{FOR_MODEL}。")
+
+
+def _check_template(report, template, tokenizer) -> bool:
+    """Whether XTuner can write conversations in the config's template; reports whether the model's own does so, too."""
+    try:
+        ids, _ = encode(DIALOGUE, template, tokenizer)
+    except TypeError:  # XTuner adds the first token without looking whether there is one
+        report.add("FAIL", f"模板：这个模型的分词器没有 bos_token，XTuner 一开始就退出。修复：{FOR_MODEL}。")
+        return False
+    try:
+        tokens.written_by_model(DIALOGUE, tokenizer)
     except Exception as error:  # no template, or one that refuses a system prompt
         report.add("WARN", f"模板：模型的 chat_template 没法核对（{_brief(error)}）。修复：照模型的说明自己核对。",
                    "prompt_template")
-        return
-    ids, _ = encode(DIALOGUE, template, tokenizer)
-    if ids == wanted:
+        return True
+    found = tokens.difference(DIALOGUE, template, tokenizer)
+    if not found and not (found := tokens.difference(WITHOUT_SYSTEM, template, tokenizer)):
         report.add("OK", f"模板：和模型自己的 chat_template 一致，一段对话的 {len(ids)} 个词元逐个相同")
-        return
-    pairs = enumerate(zip_longest(ids, wanted), 1)
-    position, ours, theirs = next((at, one, other) for at, (one, other) in pairs if one != other)
-    right = _template_that_writes(wanted, tokenizer)
-    mend = f"改成 PROMPT_TEMPLATE.{right}" if right else "照模型的说明换一个 PROMPT_TEMPLATE"
-    texts = {tokenizer.decode(tokens).replace(" ", "") for tokens in (ids, wanted)}
-    level = "FAIL" if len(texts) == 2 else "WARN"  # some tokenizers put spaces where XTuner joins its pieces
-    report.add(level, f"模板：和模型的 chat_template 从第 {position} 个词元起不同，配置写 {_told(ours, tokenizer)}，"
-                      f"模型要 {_told(theirs, tokenizer)}。修复：{mend}。", "prompt_template")
+        return True
+    position, ours, theirs = found
+    level = "WARN" if tokens.same_words(template, tokenizer) else "FAIL"
+    report.add(level, f"模板：和模型的 chat_template 从第 {position} 个词元起不同，"
+               f"配置写 {_told(ours, tokenizer)}，模型要 {_told(theirs, tokenizer)}。{_mend(tokenizer)}",
+               "prompt_template")
+    return True
 
 
-def _template_that_writes(wanted, tokenizer) -> str | None:
-    """The name of XTuner's template that writes the dialogue in these tokens."""
-    for name, template in PROMPT_TEMPLATE.items():
-        if "SYSTEM" in template and encode(DIALOGUE, template, tokenizer)[0] == wanted:
-            return name
-    return None
+def _mend(tokenizer) -> str:
+    """What to do about a wrong template."""
+    try:
+        right = tokens.right_template(tokenizer)
+    except CourseError as error:
+        for name, template in PROMPT_TEMPLATE.items():
+            if "SYSTEM" in template and not tokens.difference(DIALOGUE, template, tokenizer):
+                return f"修复：改成 PROMPT_TEMPLATE.{name}。"
+        return str(error)
+    return f"修复：{FOR_MODEL if right.changes else f'改成 PROMPT_TEMPLATE.{right.name}'}。"
 
 
 def _told(token, tokenizer):

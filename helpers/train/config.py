@@ -1,8 +1,10 @@
 """Edit an XTuner config as a person would: the changed values change, every comment and line stays where it was."""
 import ast
 import difflib
+from pathlib import Path
 
 from helpers.machine.commands import CourseError
+from helpers.train import families
 
 
 def edit(source: str, changes: dict[str, str | None]) -> str:
@@ -27,6 +29,42 @@ def import_from(source: str, name: str, module: str) -> str:
             break
     lines[start:end] = [f"from {module} import {name}\n"]
     return "".join(lines)
+
+
+def for_model(source: str, folder: str | Path) -> str:
+    """The config for the model in a folder, as its family wants it; last of all edits, for it reads SYSTEM.
+
+    Where XTuner has no template whose tokens are those of the model's own chat_template, one is written here.
+    """
+    from transformers import AutoTokenizer
+
+    from helpers.train import tokens  # both take seconds, which `edit` alone need not
+
+    changes = {"pretrained_model_name_or_path": repr(str(folder))} | families.architecture(folder).edits
+    template = tokens.right_template(AutoTokenizer.from_pretrained(folder, trust_remote_code=True))
+    if not template.changes:
+        return edit(source, changes | {"prompt_template": f"PROMPT_TEMPLATE.{template.name}"})
+    source = import_from(source, "template_map_fn_factory", "helpers.train.tokens")
+    rows = "".join(f"    {name}={value!r},\n" for name, value in tokens.written_out(template).items())
+    changes["prompt_template"] = f"dict(\n{rows})"
+    if "START" in template.changes:
+        source = import_from(source, "tokenizer_from", "helpers.train.tokens")
+        changes |= {"tokenizer.type": "tokenizer_from", "tokenizer.start": repr(template.changes["START"])}
+    if "SYSTEM_IN_INPUT" in template.changes:
+        changes |= _asked_with_system(source)
+    return edit(source, changes)
+
+
+def _asked_with_system(source):
+    """The evaluation's questions with the system prompt in them: XTuner would write it before the question's mark."""
+    assigned = _assigned(source)
+    try:
+        system, questions = (ast.literal_eval(assigned[name]) for name in ("SYSTEM", "evaluation_inputs"))
+    except ValueError as error:
+        raise CourseError("SYSTEM 或 evaluation_inputs 还是模板里的。"
+                          "修复：先用 edit 改成自己的，再用 for_model。") from error
+    asked = [f"{system}\n\n{question}" if system else question for question in questions]
+    return {"SYSTEM": "''", "evaluation_inputs": repr(asked)}
 
 
 def _edit_one(source, name, value):

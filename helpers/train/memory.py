@@ -8,8 +8,9 @@ from unicodedata import east_asian_width
 
 from mmengine.config import Config
 
-from helpers.machine import commands
+from helpers.machine import commands, profile
 from helpers.machine.commands import CourseError
+from helpers.train.families import ARCHITECTURES, Architecture, architecture
 
 GB, GIB = 10**9, 2**30
 # A card sold as 24 GB holds about 24 GiB. The verdict counts 24 x 10^9 bytes: the 7 % between them are its margin.
@@ -22,43 +23,8 @@ OVERHEAD = 0.75 * GIB
 # GPTQ keeps a 16-bit scale and a 4-bit zero for 128 weights.
 QUANTIZED = {"NF4": 1 / 2 + 4 / 64, "NF4 双重量化": 1 / 2 + 1 / 64 + 4 / 64 / 256, "int8": 1,
              "GPTQ": 1 / 2 + 2.5 / 128}
+GROUP = 128  # weights that share a scale and a zero point in AWQ
 DTYPE_BYTES = {"torch.float16": 2, "torch.bfloat16": 2, "torch.float32": 4}
-
-
-@dataclass(frozen=True)
-class Family:
-    """What sets one kind of model apart: its linear layers from size to size, its head, its default attention."""
-
-    linears: dict[str, str]
-    bias: tuple[str, bool]
-    head: str
-    attention: str
-    logit_bytes: int
-    unbiased: tuple[str, ...] = ()
-    gated: bool = True
-
-
-# Sizes: d hidden, f feed-forward, q all query heads, k all key heads, p queries, keys and values in one.
-# The loss peaks with three fp32 tensors of vocabulary x tokens: log-probabilities and two gradients. Beside them,
-# transformers' Llama keeps its 16-bit logits when it shifts a batch of several.
-FAMILIES = {
-    "llama": Family(
-        {"q_proj": "dq", "k_proj": "dk", "v_proj": "dk", "o_proj": "qd",
-         "gate_proj": "df", "up_proj": "df", "down_proj": "fd"},
-        bias=("attention_bias", False), head="lm_head", attention="sdpa", logit_bytes=3 * 4 + 2),
-    "internlm2": Family(
-        {"wqkv": "dp", "wo": "qd", "w1": "df", "w3": "df", "w2": "fd"},
-        bias=("bias", True), head="output", attention="eager", logit_bytes=3 * 4),
-    "qwen": Family(
-        {"c_attn": "dp", "attn.c_proj": "qd", "w1": "df", "w2": "df", "mlp.c_proj": "fd"},
-        bias=("no_bias", True), head="lm_head", attention="flash_attention_2", logit_bytes=3 * 4 + 2,
-        unbiased=("attn.c_proj",)),
-    "mpt": Family(
-        {"Wqkv": "dp", "out_proj": "qd", "up_proj": "df", "down_proj": "fd"},
-        bias=("no_bias", False), head="lm_head", attention="flash_attention_2", logit_bytes=3 * 4 + 2, gated=False),
-}
-ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj", "wqkv", "c_attn", "Wqkv")
-READABLE = ("llama", "internlm2")  # whose config.json has the names of Shape; the other families are told in shapes.py
 
 
 @dataclass(frozen=True)
@@ -74,19 +40,21 @@ class Shape:
     vocab_size: int
     head_dim: int
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
+    biased: tuple[str, ...] = ()  # layers
+
+    @property
+    def architecture(self) -> Architecture:
+        """How models of this type compute."""
+        return ARCHITECTURES[self.model_type]
 
     @property
     def linears(self) -> dict[str, tuple[int, int, bool]]:
         """Inputs, outputs and bias of each linear layer of a block, by name."""
         q, k = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        size = {"d": self.hidden_size, "f": self.intermediate_size, "q": q, "k": k, "p": q + 2 * k}
-        linears = {}
-        for name, (inputs, outputs) in FAMILIES[self.model_type].linears.items():
-            may_have_bias = "f" not in (inputs, outputs) and name not in FAMILIES[self.model_type].unbiased
-            has_bias = self.attention_bias and may_have_bias
-            linears[name] = size[inputs], size[outputs], has_bias
-        return linears
+        d, f = self.hidden_size, self.intermediate_size
+        size = {"d": d, "f": f, "g": 2 * f, "q": q, "k": k, "p": q + 2 * k}
+        return {name: (size[inputs], size[outputs], name in self.biased)
+                for name, (inputs, outputs) in self.architecture.linears.items()}
 
     @property
     def linear_weights(self) -> int:
@@ -98,19 +66,33 @@ class Shape:
         """How many it leaves alone: embeddings, head, norms and biases."""
         tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
         biases = sum(outputs * bias for _, outputs, bias in self.linears.values())
-        return tables + self.hidden_size + self.num_hidden_layers * (2 * self.hidden_size + biases)
+        norms = self.architecture.norms * self.hidden_size
+        return tables + self.hidden_size + self.num_hidden_layers * (norms + biases)
 
     def adapter_weights(self, rank: int, targets: Sequence[str] = ()) -> int:
-        """How many LoRA adds, to the named layers or to all that XTuner finds: it skips only a head called lm_head."""
-        head = FAMILIES[self.model_type].head
-        adapts_head = head in targets if targets else head != "lm_head"
+        """How many LoRA adds, to the named layers or to all that XTuner finds."""
+        head, targets = self.architecture.head, targets or self.architecture.lora_targets
         block = 0
-        for name in targets or self.linears:
-            if name != head:
-                inputs, outputs, _ = self.linears[name]
-                block += inputs + outputs
-        whole_head = self.hidden_size + self.vocab_size if adapts_head else 0
+        for name in set(targets) - {head}:
+            inputs, outputs, _ = self.linears[name]
+            block += inputs + outputs
+        whole_head = self.hidden_size + self.vocab_size if head in targets else 0
         return rank * (self.num_hidden_layers * block + whole_head)
+
+
+def weight_bytes(shape: Shape, linear_bytes: float = 2) -> float:
+    """The bytes of a model in 16 bits whose linear layers take so many per weight."""
+    return shape.linear_weights * linear_bytes + shape.other_weights * 2
+
+
+def awq_bytes(shape: Shape) -> float:
+    """The bytes of a model that auto_awq has quantized: 4 bits, and a scale and a zero point for each group."""
+    return weight_bytes(shape, 1 / 2 + (2 + 1 / 2) / GROUP)
+
+
+def w8a8_bytes(shape: Shape) -> float:
+    """The bytes of a model that smooth_quant has quantized."""
+    return weight_bytes(shape, 1)
 
 
 @dataclass(frozen=True)
@@ -139,14 +121,13 @@ def read_shape(folder: str | Path) -> Shape:
         raise FileNotFoundError(f"找不到 {path}：请把 pretrained_model_name_or_path 改成本机的模型文件夹。")
     try:
         model = json.loads(path.read_text(encoding="utf-8"))
-        kind = model["model_type"]
-        if kind not in READABLE:
-            raise CourseError(f"{path} 的模型结构 {kind} 不支持：只会估算 {'、'.join(READABLE)}。")
-        heads = model["num_attention_heads"]
-        values = {"num_key_value_heads": heads, "head_dim": model["hidden_size"] // heads, "tie_word_embeddings": False}
+        known, heads = architecture(folder), model["num_attention_heads"]
+        values = {"num_key_value_heads": heads, "head_dim": model["hidden_size"] // heads,
+                  "tie_word_embeddings": known.tied}
         values |= {key: value for key, value in model.items() if value is not None}
-        bias, bias_by_default = FAMILIES[kind].bias
-        values["attention_bias"] = values.get(bias, bias_by_default)
+        values |= {name: values[own] for name, own in known.entries.items()}
+        values["biased"] = tuple(layer for entry, default, layers in known.biases if values.get(entry, default)
+                                 for layer in layers)
         return Shape(**{field.name: values[field.name] for field in fields(Shape)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CourseError(f"读不懂 {path}，它不像语言模型的 config.json：{error!r}。") from error
@@ -178,8 +159,7 @@ def read_settings(config_path: str | Path, model_folder: str | Path | None = Non
     if not length:
         raise CourseError(f"{config_path} 的训练数据没有写 max_length，没法估算。")
     shape = read_shape(model_folder or folder)
-    family, lora = FAMILIES[shape.model_type], model.get("lora") or {}
-    attention = _attention(llm, family)
+    lora, attention = model.get("lora") or {}, _attention(llm, shape.architecture)
     # XTuner loads a model for flash attention in 16 bits; PEFT casts to fp32 what is not quantized.
     loaded_bytes = 2 if attention == "flash_attention_2" else DTYPE_BYTES.get(llm.get("torch_dtype"), 4)
     plain_bytes = 4 if lora else loaded_bytes
@@ -189,7 +169,7 @@ def read_settings(config_path: str | Path, model_folder: str | Path | None = Non
         plain_bytes=plain_bytes,
         compute_bytes=2 if "AmpOptimWrapper" in wrapper["type"] else plain_bytes,
         state_bytes=2 if "8bit" in optimizer else 2 * plain_bytes,
-        logit_bytes=family.logit_bytes,
+        logit_bytes=shape.architecture.logit_bytes,
         rank=lora.get("r", 8) if lora else 0,
         targets=tuple(lora.get("target_modules") or ()),
         dropout=lora.get("lora_dropout", 0.0),
@@ -208,11 +188,11 @@ def _quantization(llm) -> str | None:
     return "int8" if settings.get("load_in_8bit") else None
 
 
-def _attention(llm, family) -> str:
-    """What computes the attention; XTuner takes flash attention wherever it is installed."""
+def _attention(llm, known) -> str:
+    """What computes the attention; XTuner takes flash attention, wherever it is installed, for models that it lists."""
     if chosen := llm.get("attn_implementation"):
         return chosen
-    return "flash_attention_2" if find_spec("flash_attn") else family.attention
+    return "flash_attention_2" if known.takes_flash and find_spec("flash_attn") else known.attention
 
 
 @dataclass(frozen=True)
@@ -283,9 +263,9 @@ def block_activations(s: Settings) -> tuple[float, float]:
     wide, narrow = s.plain_bytes, s.compute_bytes
     produced = wide if s.quantization else narrow  # bitsandbytes answers in the type it was asked in
     own_copies = s.rank and (wide != narrow or s.dropout)  # each adapter's own of its input
-    linears = FAMILIES[s.shape.model_type].linears
+    linears = s.shape.architecture.linears
     kept_for = {name: not (s.rank and s.targets) or name in s.targets for name in linears}  # a frozen one needs none
-    places = [name in ATTENTION_INPUTS for name, size in linears.items() if size[0] == "d" and kept_for[name]]
+    places = [size[1] in "fg" for name, size in linears.items() if size[0] == "d" and kept_for[name]]
     inputs = len(places) if own_copies else len(set(places))
     down = f * any(kept_for[name] for name, size in linears.items() if size[0] == "f")
     out = queries * any(kept_for[name] for name, size in linears.items() if size[0] == "q")
@@ -293,7 +273,7 @@ def block_activations(s: Settings) -> tuple[float, float]:
     residual = 2 * d * (wide if wide == 4 else wide + 4 + wide)  # a norm computes in fp32
     attention = 4 * queries * narrow + scores * (4 + narrow)
     dropout = inputs * d + down + out * (1 + narrow) if s.dropout else 0
-    mlp = (3 if FAMILIES[s.shape.model_type].gated else 1) * f * produced
+    mlp = (3 if s.shape.architecture.gated else 1) * f * produced
     kept = residual + narrow * (inputs * d + down) + attention + mlp + dropout
     backward = d * wide + max(3 * f * wide, scores * (8 - narrow) - mlp)  # the MLP's are gone by attention's turn
     return kept, backward
@@ -337,6 +317,17 @@ def estimate(s: Settings, sharing: Sharing = ALONE) -> Estimate:
     return Estimate(s, parts | {"多卡的缓冲区": sharing.buffers} if sharing.buffers else parts)
 
 
+def gpu_bytes(config_path: str | Path) -> float:
+    """What a training with this config takes of this machine's GPU; nothing where there is none, or where it cannot be
+    known."""
+    if profile.current().gpu is None:
+        return 0
+    try:
+        return estimate(read_settings(config_path)).total
+    except CourseError:  # lesson 03's check has said so
+        return 0
+
+
 # In the order to try: first what leaves the training's result alone.
 CHANGES = {
     "打开 use_activation_checkpointing": lambda s: replace(s, checkpointing=True),
@@ -350,7 +341,7 @@ CHANGES = {
 
 LLAMA2_7B = Settings(
     Shape("llama", 4096, 11008, 32, 32, 32, vocab_size=32000, head_dim=128), "NF4 双重量化", plain_bytes=4,
-    compute_bytes=2, state_bytes=8, logit_bytes=FAMILIES["llama"].logit_bytes, rank=8, targets=(), dropout=0.0,
+    compute_bytes=2, state_bytes=8, logit_bytes=ARCHITECTURES["llama"].logit_bytes, rank=8, targets=(), dropout=0.0,
     batch=1, length=1024, checkpointing=True, attention="flash_attention_2")
 # torchtune keeps in bf16 what is not quantized, and computes its loss in eight chunks: the bf16 logits of all tokens,
 # the three fp32 tensors of an eighth of them.

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from helpers.machine import commands, profile
 from helpers.machine.commands import CourseError
 from helpers.machine.files import replaced_folder, sha256
+from helpers.machine.model_folder import bytes_of_weights
 from helpers.machine.process import run_xtuner, shown
 from helpers.train.adapter import SETTINGS, WEIGHTS
+from helpers.train.memory import OVERHEAD
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ORIGIN = "merged_from.json"
@@ -54,9 +56,11 @@ def merge_with_xtuner(base: str | Path, adapter: str | Path, out: str | Path) ->
     origin = _origin(base, adapter, "float16")
     if _made_from(out, base) == origin:
         return
+    machine = profile.current()
     with replaced_folder(out) as folder:
-        run_xtuner("merge", base, adapter, folder, "--safe-serialization", "--device", profile.current().device,
-                   log=Path(out).with_name(f"{Path(out).name}.log"))
+        run_xtuner("merge", base, adapter, folder, "--safe-serialization", "--device", machine.device,
+                   log=Path(out).with_name(f"{Path(out).name}.log"),
+                   gpu_bytes=bytes_of_weights(base) + OVERHEAD if machine.gpu else 0)
         _write_json(folder / ORIGIN, origin)
 
 

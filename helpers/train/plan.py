@@ -14,7 +14,7 @@ from pandas import DataFrame
 from helpers.machine import charts, commands
 from helpers.machine.commands import CourseError
 from helpers.train.cards import CARDS, Card, Fleet, fleet
-from helpers.train.memory import FAMILIES, GB, Estimate, Settings, Shape
+from helpers.train.memory import GB, Estimate, Settings, Shape
 from helpers.train.scale import WAYS, Speed, Training, host_memory, memory_of, speed_of, with_batch
 from helpers.train.shapes import SHAPES, shape_of
 
@@ -76,7 +76,7 @@ def settings_of(job: Job, way: str, batch: int) -> Settings:
     divided = WAYS[way].engine == "DeepSpeed"
     return Settings(
         job.shape, quantization="NF4 双重量化" if job.method == "qlora" else None, plain_bytes=2 if divided else 4,
-        compute_bytes=2, state_bytes=12 if divided else 8, logit_bytes=FAMILIES[job.shape.model_type].logit_bytes,
+        compute_bytes=2, state_bytes=12 if divided else 8, logit_bytes=job.shape.architecture.logit_bytes,
         rank=0 if job.method == "full" else job.rank, targets=(), dropout=0.0 if job.method == "full" else job.dropout,
         batch=batch, length=job.length, checkpointing=job.checkpointing, attention=job.attention)
 

@@ -19,7 +19,10 @@ from tqdm import tqdm
 from helpers.machine import commands, profile
 from helpers.machine.files import locked, replaced
 from helpers.machine.process import Failed, explain, shown, xtuner_lines
+from helpers.train import memory
 from helpers.train.check import check_config
+from helpers.train.families import DIALOGUES
+from helpers.train.tokens import written_out
 
 CONFIG = profile.ROOT / "workspace" / "config" / "assistant.py"
 TRAINING = profile.ROOT / "workspace" / "training"
@@ -28,7 +31,6 @@ RECORD = "run.json"
 OWN_CHECKPOINT = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} 步{postfix}"
 STEP = re.compile(r"Iter\(train\) \[ *(\d+)/(\d+)\].*eta: (\S+).*loss: ([\d.]+|nan|inf)")
-EXCHANGE = re.compile(r"\|>user\n(.*?)<\|im_end\|>\n<\|im_start\|>assistant\n(.*?)(?:<\|im_end\|>)?\n\n", re.DOTALL)
 SAVING = re.compile(r"Saving checkpoint at (\d+) iterations")
 
 
@@ -64,7 +66,7 @@ class Run:
         answers = {}
         for path in sorted(self.folder.glob("*/vis_data/eval_outputs_iter_*.txt")):
             step = int(path.stem.rpartition("_")[2]) + 1  # XTuner counts from 0 here
-            answers[step] = dict(EXCHANGE.findall(path.read_text(encoding="utf-8")))
+            answers[step] = _exchanges(path.read_text(encoding="utf-8"))
         return dict(sorted(answers.items()))
 
     def checkpoints(self) -> dict[int, Path]:
@@ -74,6 +76,17 @@ class Run:
             if is_whole(path):
                 whole[int(path.stem.removeprefix("iter_"))] = path
         return dict(sorted(whole.items()))
+
+
+def _exchanges(text):
+    """The questions and answers in a file of the evaluation's, in the first template that has any in it."""
+    for known in DIALOGUES:
+        stops = "|".join(map(re.escape, known.stops))
+        for template in map(written_out, known.xtuner):
+            before, after = map(re.escape, template["INSTRUCTION"].split("{input}"))
+            if found := re.findall(rf"{before}(.*?){after}(.*?)(?:{stops})*\n\n", text, re.DOTALL):
+                return {question: answer.strip() for question, answer in found}
+    return {}
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -144,7 +157,7 @@ def _listen(config, folder, lock, threads):
     variables = OWN_CHECKPOINT | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     last = None
     for line in xtuner_lines("train", config, "--work-dir", folder, *resume, log=folder / "training.log",
-                             hold=[lock.fileno()], **variables):
+                             hold=[lock.fileno()], gpu_bytes=memory.gpu_bytes(config), **variables):
         if logged := STEP.search(line):
             step, steps, eta, loss = logged.groups()
             last = Progress(int(step), int(steps), float(loss), eta)

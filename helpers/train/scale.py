@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 from math import inf, log2
 
 from helpers.train.cards import Fleet
-from helpers.train.memory import FAMILIES, OVERHEAD, QUANTIZED, Estimate, Settings, Sharing, block_activations, estimate
+from helpers.train.memory import OVERHEAD, QUANTIZED, Estimate, Settings, Sharing, block_activations, estimate
 
 # What stays of OVERHEAD without the holes, as memory.py says it; the holes grow with the activations, see HOLES.
 CONTEXT = 0.5 * 2**30
@@ -201,7 +201,7 @@ def moved(t: Training) -> float:
 
 def _fused_activations(s):
     """Bytes per token and block that fused kernels keep: Megatron's 18 h + 4 f, and 2 f more for a gate."""
-    gated = 6 if FAMILIES[s.shape.model_type].gated else 4
+    gated = 6 if s.shape.architecture.gated else 4
     return 18 * s.shape.hidden_size + gated * s.shape.intermediate_size
 
 
