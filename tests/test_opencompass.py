@@ -14,7 +14,8 @@ from helpers.judge.opencompass import Answer, Score
 from helpers.judge.shares import Share
 from helpers.knowledge.exam import LETTERS, exam
 from helpers.knowledge.facts import EXAM_SYSTEM
-from helpers.machine import profile
+from helpers.machine import gpu_memory, profile
+from helpers.machine.commands import CourseError
 from helpers.machine.process import Failed
 from tests import finetune, packages
 
@@ -83,6 +84,37 @@ def test_the_answers_are_those_of_the_course_itself_whichever_way_the_model_is_w
                          max_new_tokens=opencompass.ANSWER_TOKENS)
     for model in ("chat", "causal"):
         assert [answer.said.strip() for answer in scores[model, "qa"].answers] == answers
+
+
+def on_gpu(text):
+    """The config as it is on a machine with a GPU."""
+    return text.replace("'device_map': 'cpu'", "'device_map': 'cuda'")
+
+
+def test_two_models_for_the_gpu_in_one_config_are_refused_before_anything_starts(folder, sets):
+    both = [opencompass.chat_model("one", profile.TINY_BASE), opencompass.chat_model("other", profile.TINY_BASE)]
+    with pytest.raises(CourseError, match="2 个要装进显卡的模型.*一份一份地评测"):
+        opencompass.evaluate("two", on_gpu(opencompass.config(both, sets[:1])))
+    assert not (folder / "two" / "run.log").exists()
+
+
+def test_a_model_for_the_gpu_waits_for_its_memory(folder, sets, tmp_path, monkeypatch):
+    said = "case \"$*\" in *total*) echo '4000, 24000';; *) echo '1, 20000';; esac"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{said}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(gpu_memory, "PATIENCE", 0)
+    text = on_gpu(opencompass.config([opencompass.chat_model("one", profile.TINY_BASE)], sets[:1]))
+    with pytest.raises(CourseError, match=r"要 4.3 GB，只空着 4.2 GB，占着的是.*（进程 1，21.0 GB）"):
+        opencompass.evaluate("one", text)
+
+
+def test_a_batch_is_as_large_as_its_logits_allow(tmp_path):
+    assert opencompass.chat_model("tiny", profile.TINY_BASE)["batch_size"] == opencompass.BATCH_SIZE
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 92544, "max_position_embeddings": 32768}))
+    together = opencompass.chat_model("7B", tmp_path)["batch_size"]
+    assert 1 < together < 10
+    assert together * 1000 * 92544 * 6 <= opencompass.LOGITS
 
 
 def test_a_score_that_its_own_answers_do_not_bear_out_is_an_error(offline, folder, tmp_path):

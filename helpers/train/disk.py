@@ -54,7 +54,7 @@ def written(shape: Shape, laboratory_rank: int) -> list[Written]:
         Written("04", "最近的两个检查点", checkpoints(2, RANK), "09", "training"),
         Written("05", "适配器", adapter, HOMEWORK, "adapter"),
         Written("06", "合并后的模型", whole, "11", "merged"),
-        Written("06", "再合并一次，比完就删", whole, "06", "tmp*"),
+        Written("06", "比较用的另一份合并", whole, "06", "tmp*"),
         Written("09", "实验室的检查点", trials, "09", "overfit"),
         Written("10", "四种 GGUF", whole * sum(GGUF_BITS.values()) / 16, "11", "deploy/*.gguf"),
         Written("10", "LMDeploy 量化的两种", awq_bytes(shape) + w8a8_bytes(shape), "10", "lmdeploy/*"),
