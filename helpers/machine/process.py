@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from helpers.machine import profile
 from helpers.machine.commands import CourseError
@@ -99,12 +100,12 @@ def lines(command: Iterable, *, log: str | Path, cwd: str | Path | None = None, 
         raise Failed(f"{explain(''.join(end), process.returncode)}\n完整的日志：{shown(log)}")
 
 
-def start(command: Iterable, **options) -> subprocess.Popen:
-    """Starts a program in a process group of its own, which ends with us, its output to be read as text.
+def start(command: Iterable, stdout: int | IO = subprocess.PIPE, **options) -> subprocess.Popen:
+    """Starts a program in a process group of its own, which ends with us, its output as text, to be read or to a file.
 
     For Linux "us" is the thread that calls this: start from one that lives as long as the program is needed.
     """
-    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *map(str, command)], stdout=subprocess.PIPE, text=True,
+    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *map(str, command)], stdout=stdout, text=True,
                             start_new_session=True, **options)
 
 
@@ -116,7 +117,8 @@ def stop(process: subprocess.Popen) -> None:
             process.wait(SECONDS_TO_STOP)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    process.stdout.close()
+    if process.stdout:
+        process.stdout.close()
 
 
 def explain(output: str, code: int) -> str:
