@@ -129,6 +129,7 @@ def test_the_row_that_stops_a_script_is_named_and_the_others_are_looked_at_all_t
     named = {row[2] for row in rows if row}
     harmless = {"英文单词之间的空格", "要填的空", "存成文字的数字", "重复的题", "隐藏的工作表"}
     assert named == set(trap_sheet.TRAPS) - harmless
+    assert not any("多出一个样本" in fault for fault in faults)
     assert any("JSON 数组" in fault for fault in faults)
     assert any('第 16 行打开文件时没有写 encoding="utf-8"' in fault for fault in faults)
 
@@ -191,7 +192,7 @@ def test_each_promise_that_a_split_breaks_is_told(split_faults, old, new, told):
     ("pass", "没有写出 samples.jsonl：文件名要从命令行取"),
     ("input()", "EOFError"),
     ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "脚本被系统结束（SIGKILL）"),
-    ("x = bytearray(10**11)", "脚本第 1 行出错：MemoryError"),
+    ("x = bytearray(6 * 2**30)", "脚本第 1 行出错：MemoryError"),
     ("import sys\nwith open(sys.argv[2], 'wb') as file:\n    while True:\n        file.write(bytes(10**6))",
      "File too large"),
     ("while True:\n    print('没完没了' * 10**5)", "脚本以退出码 120 结束：没完没了"),
