@@ -21,8 +21,13 @@ def write_samples(samples: Iterable[dict], path: str | Path) -> None:
 
 
 def question_key(sample: dict) -> str:
-    """What is left of a sample's questions without spaces, punctuation, case and width: equal for the same question."""
-    text = unicodedata.normalize("NFKC", "\n".join(turn["input"] for turn in sample["conversation"])).casefold()
+    """What tells a sample's questions from others: equal for the same question."""
+    return text_key("\n".join(turn["input"] for turn in sample["conversation"]))
+
+
+def text_key(text: str) -> str:
+    """What is left of a text without spaces, punctuation, case and width."""
+    text = unicodedata.normalize("NFKC", text).casefold()
     return "".join(char for char in text if char.isalnum()) or text
 
 

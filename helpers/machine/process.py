@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Timer
+from typing import IO
 
 from helpers.machine import gpu_memory, profile
 from helpers.machine.commands import CourseError
@@ -122,12 +123,12 @@ def _said(process, patience, given_up):
     return iter(read, "") if patience else process.stdout
 
 
-def start(command: Iterable, **options) -> subprocess.Popen:
-    """Starts a program in a process group of its own, which ends with us, its output to be read as text.
+def start(command: Iterable, stdout: int | IO = subprocess.PIPE, **options) -> subprocess.Popen:
+    """Starts a program in a process group of its own, which ends with us, its output as text, to be read or to a file.
 
     For Linux "us" is the thread that calls this: start from one that lives as long as the program is needed.
     """
-    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *map(str, command)], stdout=subprocess.PIPE, text=True,
+    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *map(str, command)], stdout=stdout, text=True,
                             start_new_session=True, **options)
 
 
@@ -139,7 +140,8 @@ def stop(process: subprocess.Popen) -> None:
             process.wait(SECONDS_TO_STOP)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    process.stdout.close()
+    if process.stdout:
+        process.stdout.close()
 
 
 def explain(output: str, code: int) -> str:
