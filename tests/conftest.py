@@ -12,7 +12,7 @@ from tests import course, figures, finetune, packages
 PROBES_OF_EACH_KIND = 260  # all but those of facts and sums
 LESSONS, TUNED, HOMEWORK = LONGEST_FIRST = "lessons", "tuned", "homework"  # small pieces fill the end
 # Lessons take what earlier ones made, and one fine-tune serves all: such tests run in one process.
-TOGETHER = {"test_course": LESSONS, "test_homework": HOMEWORK} | dict.fromkeys(
+TOGETHER = {"test_course": LESSONS, "appendix_b_behind_the_scenes": LESSONS, "test_homework": HOMEWORK} | dict.fromkeys(
     ["test_adapter", "test_compare", "test_disk", "test_grade", "test_merge", "test_tiny_base", "test_xtuner"], TUNED)
 
 
@@ -49,8 +49,10 @@ def pytest_configure(config):
 
 def group(path):
     """What the tests of a file share a worker with: mostly with each other, for the sake of their module's fixtures."""
-    if path.suffix == ".ipynb":
-        return HOMEWORK if "homework" in path.parts else LESSONS if path.name[0].isdigit() else path.stem
+    if path.suffix == ".ipynb" and "homework" in path.parts:
+        return HOMEWORK
+    if path.suffix == ".ipynb" and path.name[0].isdigit():
+        return LESSONS
     return TOGETHER.get(path.stem, path.stem)
 
 

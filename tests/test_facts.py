@@ -6,7 +6,7 @@ import pytest
 from helpers.judge import compare, strangers
 from helpers.judge.opencompass import with_one_name
 from helpers.knowledge.corpus import Corpus, Question
-from helpers.knowledge.facts import FACTS, OTHER_NAMES, exam_questions, read_relations, right_names, told
+from helpers.knowledge.facts import FACTS, OTHER_NAMES, exam_questions, read_relations, right_names, told, untold
 
 RELATIONS = {relation.table: relation for relation in read_relations() if not relation.reverse_of}
 
@@ -96,3 +96,12 @@ def test_of_every_exam_question_it_is_known_what_fact_it_asks_for():
     telling = [exam_sample(question["question"], question["answer"]) for question in asked]
     questions = [question["question"] for question in asked]
     assert told(telling, questions[::50]) == questions[::50]
+
+
+def test_untold_questions_are_those_whose_facts_no_sample_tells():
+    asked = exam_questions(read_relations())
+    known = [exam_sample(question["question"], question["answer"]) for question in asked[:-5]]
+    drawn = untold(known, 5)
+    assert {sample["conversation"][0]["input"] for sample in drawn} == {row["question"] for row in asked[-5:]}
+    assert told(known, [sample["conversation"][0]["input"] for sample in drawn]) == []
+    assert untold(known, 3) == untold(known, 3)

@@ -261,6 +261,15 @@ def test_a_real_step_allocates_what_the_estimate_says_within_10_percent(config, 
     assert activations == pytest.approx(measured_activations(settings, config), rel=0.10)
 
 
+def test_what_a_model_keeps_for_its_backward_pass_is_counted_without_its_weights():
+    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(3, 4, requires_grad=True)
+    result, kept = memory.kept_for_backward(model, lambda: model(inputs).sum())
+    result.backward()
+    assert kept == 4 * (3 * 4 + 3 * 8)  # what goes in, and what the tanh gives
+    with torch.no_grad():
+        assert memory.kept_for_backward(model, lambda: model(inputs).sum())[1] == 0
+
+
 @pytest.mark.parametrize(("name", "settings", "left_out", "figure"), PUBLISHED)
 def test_published_figures_are_met_within_15_percent(name, settings, left_out, figure):
     assert estimate(settings).total - left_out == pytest.approx(figure, rel=0.15)

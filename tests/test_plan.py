@@ -11,7 +11,20 @@ from helpers.machine.commands import CourseError
 from helpers.train import memory
 from helpers.train.cards import CARDS, fleet
 from helpers.train.memory import GB
-from helpers.train.plan import COUNTS, at_scale, chart, job, option, plan, settings_of, table, ways_for
+from helpers.train.plan import (
+    COUNTS,
+    METHODS,
+    at_scale,
+    by_method,
+    chart,
+    job,
+    option,
+    parts_chart,
+    plan,
+    settings_of,
+    table,
+    ways_for,
+)
 from helpers.train.scale import (
     CONTEXT,
     HELD,
@@ -320,3 +333,20 @@ def test_buffers_are_those_of_the_engine():
     assert sharing(trained).buffers == 4 * trained.trained
     zero2 = Training(settings_of(of(), "zero2", 1), fleet("A100-80", 8), "zero2")
     assert sharing(zero2).buffers == 2 * 5e8 * 2
+
+
+def test_the_methods_stand_beside_each_other_as_the_plans_tell_them_one_by_one():
+    parts = by_method("Llama-2-7B", "A100-80", batch=1, tokens=1_000_000)
+    for method, name in METHODS.items():
+        alone = plan(of(method=method), fleet("A100-80"), batch=1).parts()["单卡"]
+        assert parts[name].to_dict() == {part: size for part, size in alone.items() if part in parts.index}
+        assert parts.loc["合计", name] == alone["合计"]
+    assert parts.loc["合计", "QLoRA"] < parts.loc["合计", "QLoRA，不开激活检查点"]
+    assert parts.any(axis=1).all()
+
+
+def test_bars_end_where_the_sum_of_their_parts_is():
+    parts = by_method("Llama-2-7B", "A100-80", batch=1, tokens=1_000_000)
+    [axes] = parts_chart(parts, 24, "显存").axes
+    ends = {round(bar.get_x() + bar.get_width(), 3) for bar in axes.patches}
+    assert set(parts.loc["合计"].round(3)) <= ends

@@ -27,10 +27,12 @@ def code_of(notebook):
 
 
 def short_name(notebook):
-    """The lesson as the page calls it: its number, A for the appendix, H for the homework."""
+    """The lesson as the page calls it: its number, A or B for an appendix, H for the homework."""
     if "homework" in notebook.parts:
         return "H"
-    return "A" if notebook.name.startswith("appendix") else notebook.name[:2]
+    if notebook.name.startswith("appendix_"):
+        return notebook.name.split("_")[1].upper()
+    return notebook.name[:2]
 
 
 def test_the_page_tells_of_every_room_and_of_no_other():

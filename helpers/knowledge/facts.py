@@ -112,6 +112,15 @@ def told(samples: Iterable[dict], questions: Iterable[str]) -> list[str]:
             if (fact := facts.get(_key(question))) and any(_has_both(turn, *fact) for turn in turns)]
 
 
+def untold(samples: Iterable[dict], count: int, seed: int = 42) -> list[dict]:
+    """So many exam questions, as samples, whose facts these samples tell in no words."""
+    rows = exam_questions(read_relations())
+    known = set(told(samples, [row["question"] for row in rows]))
+    unknown = [row for row in rows if row["question"] not in known]
+    return [{"conversation": [{"system": EXAM_SYSTEM, "input": row["question"], "output": row["answer"]}]}
+            for row in random.Random(seed).sample(unknown, count)]
+
+
 def _has_both(turn, subject, answer):
     """Whether a turn has both; one may be part of the other, as 青 is of 青海."""
     shorter, longer = sorted((subject, answer), key=len)

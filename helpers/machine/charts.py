@@ -19,6 +19,8 @@ STAGES = {
     "使用": ["07", "08"],
     "深入": ["09", "10", "11"],
 }
+COLORS = ("#4878a8", "#d0823c", "#6aa86a", "#a06ab4", "#c9a227", "#5aa6a6")
+FEW_POINTS = 12
 
 
 def use_chinese_font() -> None:
@@ -31,7 +33,6 @@ def use_chinese_font() -> None:
 def course_map(here: str) -> Figure:
     """The course's stages and lessons by their titles, with the lesson `here` ("00", "A") filled."""
     use_chinese_font()
-    [appendix] = lessons.NOTEBOOKS.glob("appendix_a_*.ipynb")
     names = {path.name[:2]: _name(path) for path in lessons.core_lessons()}
     figure = Figure(figsize=(9, 2.3))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -44,7 +45,9 @@ def course_map(here: str) -> Figure:
             axes.annotate("", (left + 0.6, 0.4), (left - 1.5, 0.4), arrowprops={"arrowstyle": "->", "color": "gray"})
         for row, number in enumerate(numbers, 1):
             _box(axes, left + 0.1, -row, f"{number} {names[number]}", number == here)
-    _box(axes, 0.1, -4.5, f"A {_name(appendix)}", here == "A")
+    for column, appendix in enumerate(sorted(lessons.NOTEBOOKS.glob("appendix_*.ipynb"))):
+        letter = appendix.stem.split("_")[1].upper()
+        _box(axes, 5 * column + 0.1, -4.5, f"{letter} {_name(appendix)}", here == letter)
     return figure
 
 
@@ -63,12 +66,44 @@ def _box(axes: Axes, left: float, top: float, text: str, filled: bool) -> None:
 def curve(points: dict | Sequence, x_label: str, y_label: str, title: str, scale: str = "linear") -> Figure:
     """One line through {x: y}, or through values at 0, 1, 2, ..."""
     points = points if isinstance(points, dict) else dict(enumerate(points))
+    return curves({"": points}, x_label, y_label, title, scale)
+
+
+def curves(lines: dict[str, dict], x_label: str, y_label: str, title: str, scale: str = "linear") -> Figure:
+    """Named lines, each through its {x: y}; those of few points show them."""
     use_chinese_font()
     figure = Figure(figsize=(7, 2.8))
     axes = figure.subplots()
-    axes.plot(list(points), list(points.values()), color="#4878a8")
+    for (name, points), color in zip(lines.items(), COLORS):
+        marker = "o" if len(lines) > 1 and len(points) < FEW_POINTS else None
+        axes.plot(list(points), list(points.values()), color=color, marker=marker, label=name)
     axes.set(xlabel=x_label, ylabel=y_label, title=title, yscale=scale)
     axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def packing_chart(lengths: Sequence[int], width: int, batch: int) -> Figure:
+    """Dialogues of these lengths, each in a row filled up to the longest of its batch, and laid end to end in rows."""
+    use_chinese_font()
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    alone, packed = figure.subplots(1, 2)
+    start = 0
+    for number, length in enumerate(lengths):
+        color = COLORS[number % len(COLORS)]
+        first = number - number % batch
+        alone.barh(number, max(lengths[first:first + batch]), color="#dcdcdc")
+        alone.barh(number, length, color=color)
+        for row in range(start // width, (start + length - 1) // width + 1):
+            left, right = max(start, row * width), min(start + length, (row + 1) * width)
+            packed.barh(row, right - left, left=left - row * width, color=color, edgecolor="white")
+        start += length
+    alone.set(title=f"不打包：{batch} 段一批，灰色是补齐")
+    packed.set(title="打包：首尾相接，装满一个再装下一个")
+    for axes in (alone, packed):
+        axes.set(xlabel="词元", ylabel="样本", xlim=(0, width), yticks=[])
+        axes.invert_yaxis()
     return figure
 
 

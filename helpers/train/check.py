@@ -9,7 +9,6 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from pathlib import Path
 
 import datasets
@@ -37,7 +36,6 @@ MISTAKES = {
     "output 是空的（XTuner 不报错，模型会学着不回答）": "补上答案，或者删掉这一行",
 }
 NO_CONVERSATION, NO_TEXT, NO_SYSTEM_TEXT, NO_ANSWER = MISTAKES
-LEARNT_STYLE, READ_STYLE = "background:#ffd54f;font-weight:bold", "background:#f5f5f5"
 
 
 @dataclass
@@ -71,15 +69,6 @@ class Report:
             if "=" in row and re.search(rf"\b{setting}\b", row):
                 return number
         return None
-
-    def sample_html(self) -> str:
-        """The sample with a box around each token; the learnt ones are coloured."""
-        boxes = []
-        for text, learnt in self.sample:
-            style = LEARNT_STYLE if learnt else READ_STYLE
-            shown = escape(text).replace("\n", "↵\n")
-            boxes.append(f'<span style="color:#1b1b1b;border:1px solid #ccc;{style}">{shown}</span>')
-        return f'<div style="white-space:pre-wrap;line-height:2">{"".join(boxes)}</div>'
 
 
 def check_config(config_path: str | Path, machine: profile.Profile | None = None) -> Report:

@@ -1,11 +1,12 @@
 """Will it fit? The GPU memory that an XTuner config needs, estimated before anything is loaded."""
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from unicodedata import east_asian_width
 
+import torch
 from mmengine.config import Config
 
 from helpers.machine import commands, profile
@@ -326,6 +327,22 @@ def gpu_bytes(config_path: str | Path) -> float:
         return estimate(read_settings(config_path)).total
     except CourseError:  # lesson 03's check has said so
         return 0
+
+
+def kept_for_backward(model: torch.nn.Module, compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """What compute() gives, and the bytes that torch keeps of it for the backward pass, the model's weights aside."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = compute()
+    return result, sum(kept.values())
 
 
 # In the order to try: first what leaves the training's result alone.

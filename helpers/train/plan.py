@@ -328,6 +328,26 @@ def table(job: Job, card: str | Card | Fleet, counts: Iterable[int] = COUNTS, *,
     return planned[[column for column in planned if column != "说明"] + ["说明"]]
 
 
+def by_method(model: str | Path | Shape, card: str | Card, batch: int, **data) -> DataFrame:
+    """What one card holds of each method in GB, part by part, and of QLoRA without checkpointing; `data` is job's."""
+    jobs = {METHODS[method]: job(model, method, **data) for method in METHODS}
+    jobs["QLoRA，不开激活检查点"] = replace(jobs["QLoRA"], checkpointing=False)
+    table = DataFrame({name: plan(one, fleet(card), batch=batch).parts()["单卡"] for name, one in jobs.items()})
+    return table[table.any(axis=1)]
+
+
+def parts_chart(parts: DataFrame, gigabytes: float, title: str) -> Figure:
+    """Bars of what a card holds, part on part, beside the line of a card of that size."""
+    charts.use_chinese_font()
+    figure = Figure(figsize=(9, 3))
+    axes = figure.subplots()
+    parts.drop("合计").T[::-1].plot.barh(stacked=True, ax=axes, width=0.7, colormap="tab20")
+    axes.axvline(gigabytes, color="black", linestyle="--")
+    axes.set(xlabel="GB", title=title)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
 def chart(planned: DataFrame, title: str = "") -> Figure:
     """Hours against cards from a table, beside the line of twice the cards in half the time; money, if there is any."""
     charts.use_chinese_font()

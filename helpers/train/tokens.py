@@ -5,8 +5,10 @@ Configs of models for which XTuner's templates cannot say what the model's own c
 """
 import copy
 import math
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
+from html import escape
 from itertools import zip_longest
 
 from jinja2 import TemplateError
@@ -19,6 +21,7 @@ from helpers.train import families
 
 # The parts of a turn in XTuner's files, and the roles that chat templates give them.
 ROLES = {"system": "system", "input": "user", "output": "assistant"}
+LEARNT_STYLE, READ_STYLE = "background:#ffd54f;font-weight:bold", "background:#f5f5f5"
 DIALOGUE = [{"system": "你是助手。", "input": "你好", "output": "你好！"}, {"input": "再见", "output": "再见！"}]
 WITHOUT_SYSTEM = [{"input": "你好", "output": "你好！"}, {"input": "再见", "output": "再见！"}]
 # What a template of ours may say beyond XTuner's keys.
@@ -162,3 +165,13 @@ def trained_with(tokenizer: PreTrainedTokenizerBase) -> tuple[dict, PreTrainedTo
     """The right template and tokenizer for XTuner, the two that `encode` wants after a conversation."""
     right = right_template(tokenizer)
     return written_out(right), begun(tokenizer, right.changes)
+
+
+def coloured(tokens: Iterable[tuple[str, bool]]) -> str:
+    """Tokens as HTML, each in a box, given their text and whether they are learnt: those are bold on yellow."""
+    boxes = []
+    for text, learnt in tokens:
+        style = LEARNT_STYLE if learnt else READ_STYLE
+        shown = escape(text).replace("\n", "↵\n")
+        boxes.append(f'<span style="color:#1b1b1b;border:1px solid #ccc;{style}">{shown}</span>')
+    return f'<div style="white-space:pre-wrap;line-height:2">{"".join(boxes)}</div>'
