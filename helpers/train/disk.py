@@ -131,7 +131,7 @@ def told(size: float) -> str:
 @commands.command
 def main() -> None:
     """The command line."""
-    commands.parser("课程要写多少磁盘，现在有哪些可以删").parse_args()
+    commands.parser(__spec__, "课程要写多少磁盘，现在有哪些可以删").parse_args()
     print(table().to_string(), f"最多的时候一共 {told(needed(here()))}", sep="\n")
     for item in here():
         if item.paths:

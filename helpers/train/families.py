@@ -172,13 +172,26 @@ KNOWN = "、".join(kind for kind, known in ARCHITECTURES.items() if not known.on
 BY_HAND = "照模型的说明自己写 prompt_template，再用 python -m helpers.train.check 配置，逐个词元核对"
 
 
+def read_config(folder: str | Path) -> dict:
+    """What the config.json of a model folder says."""
+    path = Path(folder, "config.json")
+    if not path.is_file():
+        raise FileNotFoundError(f"找不到 {path}：请把 pretrained_model_name_or_path 改成本机的模型文件夹。")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["model_type"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CourseError(f"读不懂 {path}，它不像语言模型的 config.json：{error!r}。") from error
+    return config
+
+
 def architecture(folder: str | Path) -> Architecture:
     """How the model in a folder computes."""
-    path = Path(folder, "config.json")
-    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    kind = read_config(folder)["model_type"]
     known = ARCHITECTURES.get(kind)
     if not known or known.only_planned:
-        raise CourseError(f"{path} 的模型结构 {kind} 不支持：课程只认得 {KNOWN}。修复：换一个这些结构的基座。")
+        raise CourseError(f"{Path(folder, 'config.json')} 的模型结构 {kind} 不支持：课程只认得 {KNOWN}。"
+                          "修复：换一个这些结构的基座。")
     return known
 
 
@@ -227,7 +240,7 @@ def fold_system(messages: list[dict], template: str | None) -> list[dict]:
 @commands.command
 def main() -> None:
     """The command line."""
-    parser = commands.parser("课程认得哪些系列的模型；写上文件夹，就只说这一个")
+    parser = commands.parser(__spec__, "课程认得哪些系列的模型；写上文件夹，就只说这一个")
     parser.add_argument("model", nargs="?", help="模型文件夹")
     folder = parser.parse_args().model
     if folder:
