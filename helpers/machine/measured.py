@@ -12,6 +12,7 @@ LANGUAGES = "中文", "English"
 NOT_YET = ("还没有测过。在有 NVIDIA 显卡的机器上运行一次 `make measure`，这里就有数字了。",
            "Not measured yet. Run `make measure` once on a machine with an NVIDIA GPU, and figures stand here.")
 WITH_RANDOM_WEIGHTS = "{}，权重随机", "{}, random weights"
+MISSING = "还没有测过", "not measured yet"
 FAILED = "没有测成：{}", "failed: {}"
 # What is done, in the order of the table.
 STEPS = {
@@ -61,6 +62,8 @@ def markdown(language: str, folder: Path = MEASURED) -> str:
 def told(figures: dict, language: str) -> str:
     """What is known of a step on a card, in words."""
     place = LANGUAGES.index(language)
+    if not figures:
+        return MISSING[place]
     if "failed" in figures:
         return FAILED[place].format(figures["failed"])
     words = [FIGURES[name][1 + place].format(f"{figures[name]['value']:,g}") for name in FIGURES if name in figures]
