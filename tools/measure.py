@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import psutil
+import torch
 
 from helpers.machine import commands, environment, gpu_memory, measured, process, profile
 from helpers.machine.commands import CourseError
@@ -89,8 +90,6 @@ def training(folder, size):
 
 def peft(folder, size):
     """The same without XTuner."""
-    import torch
-
     from tests import bench_train
 
     speed = bench_train.plain_peft(_config(folder, size))
@@ -371,7 +370,7 @@ def main() -> None:
     if options.step:
         print(json.dumps(_done(options.step, options.place, SIZES[options.shape])))
         return
-    size = SIZES[options.shape or ("InternLM2.5-7B" if gpu_memory.used() else "tiny")]
+    size = SIZES[options.shape or ("InternLM2.5-7B" if torch.cuda.is_available() else "tiny")]
     written = REHEARSED if size is TINY else measured.MEASURED
     for step, figures in measure(size, (options.place / "measure" / size.name).resolve(), written):
         print(f"{measured.STEPS[step][0]}：{measured.told(figures, '中文')}", flush=True)
