@@ -4,7 +4,7 @@ PY := $(ENV)/bin/python
 # Everything the course launches runs in the environment that helpers/machine/profile.py describes.
 LAUNCH := $(PY) -m helpers.machine.profile
 
-.PHONY: run test lab base homework submit grade bench lock tiny-base clean setup
+.PHONY: run test lab base homework submit grade bench measure lock tiny-base clean setup
 .DEFAULT_GOAL := run
 
 setup:
@@ -46,6 +46,10 @@ bench: setup
 	@$(LAUNCH) $(PY) -m tests.bench_server
 	@$(LAUNCH) $(PY) -m tests.bench_grade
 	@$(LAUNCH) $(PY) -m tests.bench_train
+
+# make measure [PLACE=folder]: on a machine with a GPU, what the README's table of cards tells. Begun again, it goes on.
+measure: setup
+	@$(LAUNCH) $(PY) -m tools.measure $(if $(PLACE),--place "$(PLACE)")
 
 lock: setup
 	@$(ENV)/bin/uv pip compile requirements.in --override overrides.txt --python-version 3.11 \

@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer
 from tokenizers.pre_tokenizers import Sequence, Split
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2TokenizerFast, models
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Qwen2TokenizerFast, models
 
 from helpers.machine.profile import TINY_BASE
 from helpers.train.families import QWEN2, QWEN2_5
+from helpers.train.memory import Shape
 
 CODE = Path(__file__).parent / "internlm2"
 AS_INTERNLM2 = {"model.embed_tokens": "model.tok_embeddings", "self_attn.o_proj": "attention.wo",
@@ -187,3 +189,50 @@ def write_random(folder: Path, family: str) -> Path:
     layout(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_untrained(folder: Path, shape: Shape) -> Path:
+    """An InternLM2.5 of that shape: random weights, the public code, which XTuner brings along, the tiny base's
+    tokenizer with its vocabulary filled up.
+    """
+    from xtuner._lite.modelings import internlm2
+
+    code = Path(internlm2.__file__).parent
+    config = internlm2.InternLM2Config(
+        shape.vocab_size, shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers,
+        shape.num_attention_heads, shape.num_key_value_heads, max_position_embeddings=32768, eos_token_id=3,
+        bias=False, rope_theta=1e6, rope_scaling={"type": "dynamic", "factor": 2.0}, attn_implementation="eager",
+        architectures=["InternLM2ForCausalLM"], torch_dtype="bfloat16",
+        auto_map={"AutoConfig": "configuration_internlm2.InternLM2Config",
+                  "AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"})
+    config.save_pretrained(folder)
+    with init_empty_weights():
+        model = internlm2.InternLM2ForCausalLM(config)
+    write_random_weights(folder, model, shards=8)
+    for file in (*code.glob("*_internlm2.py"), *TINY_BASE.glob("*token*.json"), TINY_BASE / "generation_config.json"):
+        shutil.copy(file, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    known = tokenizer["model"]["vocab"]
+    known |= {f"[PAD{number}]": number for number in range(len(known), shape.vocab_size)}
+    _write_json(folder / "tokenizer.json", tokenizer)
+    return folder
+
+
+def write_random_weights(folder: Path, model: PreTrainedModel, shards: int) -> None:
+    """Random weights in 16 bits for a model without any, a file at a time, so that the model may be large."""
+    torch.manual_seed(0)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    where = {name: f"model-{1 + place * shards // len(shapes):05}-of-{shards:05}.safetensors"
+             for place, name in enumerate(shapes)}
+    for file in sorted(set(where.values())):
+        save_file({name: _random(shape) for name, shape in shapes.items() if where[name] == file}, folder / file,
+                  {"format": "pt"})
+    size = 2 * sum(map(torch.Size.numel, shapes.values()))
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where})
+
+
+def _random(shape):
+    """A matrix as models are initialized; a norm's weights, which change nothing."""
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return torch.randn(shape, dtype=torch.bfloat16) * 0.02

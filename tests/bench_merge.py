@@ -26,24 +26,16 @@ def make(folder):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from helpers.machine import profile
+    from tests import bases
 
     base, adapter = Path(folder, "base"), Path(folder, "adapter")
     shutil.copytree(profile.TINY_BASE, base, ignore=shutil.ignore_patterns("*.safetensors"))
     config = LlamaConfig(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
                          num_key_value_heads=4, vocab_size=32000, torch_dtype="bfloat16")
     config.save_pretrained(base)
-    torch.manual_seed(0)
     with init_empty_weights():
         model = LlamaForCausalLM(config)
-    names = list(model.state_dict())
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    where = {name: f"model-{1 + place * SHARDS // len(names):05}-of-{SHARDS:05}.safetensors"
-             for place, name in enumerate(names)}
-    for file in sorted(set(where.values())):
-        save_file({name: torch.randn(shapes[name], dtype=torch.bfloat16) * 0.02 for name in names
-                   if where[name] == file}, base / file, {"format": "pt"})
-    index = {"metadata": {"total_size": 2 * sum(map(torch.Size.numel, shapes.values()))}, "weight_map": where}
-    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    bases.write_random_weights(base, model, SHARDS)
     lora = LoraConfig(r=64, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     with init_empty_weights():
         tuned = get_peft_model(model, lora)

@@ -32,6 +32,14 @@ def wait_for(size: float) -> None:
         time.sleep(1)
 
 
+def used() -> float:
+    """The bytes that are taken on the GPU, by whomever; 0 where nobody can be asked."""
+    if memory := _memory():
+        free, total = memory
+        return total - free
+    return 0
+
+
 def _memory():
     """The bytes that are free on the GPU, and all; None if they cannot be known."""
     rows = _ask("--query-gpu=memory.free,memory.total")
