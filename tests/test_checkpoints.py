@@ -229,6 +229,18 @@ def test_the_command_line_prints_a_row_per_checkpoint_and_draws_the_picture(copi
     assert (copied / checkpoints.PICTURE).stat().st_size > 10_000
 
 
+def test_without_a_name_nothing_is_chosen_but_on_a_validation_set(copied):
+    done = command_line(copied)
+    assert done.returncode == 1
+    assert "--exam" in done.stderr
+    assert "测试集留到最后" in done.stderr
+
+
+def test_exam_questions_are_asked_only_if_they_are_given(laboratory):
+    assert "exam" in {question.kind for question in laboratory.questions}
+    assert "exam" not in {question.kind for question in Laboratory(NAME, count=COUNT).questions}
+
+
 def test_a_folder_without_checkpoints_is_told_in_one_sentence(tmp_path, laboratory):
     with pytest.raises(CourseError, match="没有完整的检查点"):
         laboratory.examine(tmp_path)

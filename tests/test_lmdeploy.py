@@ -13,6 +13,8 @@ from lmdeploy.cli.cli import CLI
 from lmdeploy.cli.lite import SubCliLite
 from lmdeploy.cli.serve import SubCliServe
 from lmdeploy.model import best_match_model
+from lmdeploy.pytorch.config import ModelConfig
+from lmdeploy.pytorch.engine.cache_engine import CacheEngine
 from safetensors.torch import load_file, save_file
 
 from helpers.ask import models
@@ -139,6 +141,14 @@ def quantized(tmp_path_factory):
         commands = lmdeploy.commands(profile.TINY_BASE, CPU)
         printed = {name: list(lmdeploy.run(commands[name], TINY)) for name in ("lite auto_awq", "lite smooth_quant")}
         return lmdeploy.LMDEPLOY, calibration, printed
+
+
+@pytest.mark.parametrize(("bits", "policy"), [(16, 0), (8, 8), (4, 4)])
+@pytest.mark.parametrize("shape", [INTERNLM2_5_7B, TINY], ids=["7b", "tiny"])
+def test_a_token_takes_the_cache_that_lmdeploys_engine_reserves_for_it(shape, bits, policy):
+    config = ModelConfig(shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads,
+                         shape.num_key_value_heads, bos_token_id=1, eos_token_id=[2], head_dim=shape.head_dim)
+    assert memory.cache_bytes(shape, bits) == CacheEngine.get_cache_block_size(1, config, quant_policy=policy)
 
 
 def test_calibration_reads_our_own_conversations_as_they_were_trained_on(quantized):

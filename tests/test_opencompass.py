@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from helpers.ask import models
 from helpers.judge import ceval, chance, opencompass
@@ -180,6 +181,30 @@ def test_a_model_whose_answers_are_known_scores_exactly_what_it_must(folder, set
 
     monkeypatch.setattr(opencompass, "lines", lambda *_, **__: [])
     assert opencompass.evaluate("known", text.replace(url, "http://127.0.0.1:1/v1")) == scores  # a server may move
+
+
+def test_by_probability_the_most_probable_option_is_chosen(folder):
+    few = CHOICES[:6]
+    asked = [opencompass.write_choices_ppl(few, folder / f"{name}.jsonl", say_text=say_text)
+             for name, say_text in (("letter", False), ("text", True))]
+    scores = opencompass.evaluate("ppl", opencompass.config([opencompass.causal_model("m", profile.TINY_BASE)], asked))
+    loaded = models.load(profile.TINY_BASE)
+    for name in ("letter", "text"):
+        for row, answer in zip(few, scores["m", name].answers, strict=True):
+            losses = {letter: loss(*loaded, row, row[letter] if name == "text" else letter) for letter in LETTERS}
+            assert answer.said == min(losses, key=losses.get)
+            assert answer.expected == row["answer"]
+            assert answer.right == (answer.said == answer.expected)
+
+
+def loss(model, tokenizer, row, answer):
+    """The mean loss of a whole dialogue that ends with this answer, as OpenCompass counts it."""
+    turns = [("system", row["system"]), ("user", opencompass.OPTIONS_FIRST.format(**row)), ("assistant", answer)]
+    text = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns)
+    ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
+    with torch.inference_mode():
+        logits = model(ids).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item() / ids.shape[1]
 
 
 def test_an_evaluation_that_fails_gives_the_reason_and_no_score(folder, sets):

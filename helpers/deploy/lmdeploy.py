@@ -17,7 +17,7 @@ from helpers.machine.commands import CourseError
 from helpers.machine.files import replaced
 from helpers.machine.process import shown
 from helpers.train import families
-from helpers.train.memory import GB, OVERHEAD, Shape, weight_bytes
+from helpers.train.memory import GB, OVERHEAD, Shape, cache_bytes, weight_bytes
 from helpers.train.tokens import encode, trained_with
 
 LMDEPLOY = profile.ROOT / "workspace" / "lmdeploy"  # where every command runs
@@ -178,8 +178,7 @@ def _nibbles(packed):
 
 def engine_memory(shape: Shape) -> float:
     """The memory of an engine: the weights, the keys and values of one conversation, the CUDA context."""
-    numbers = 2 * CONTEXT * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
-    return weight_bytes(shape) + 2 * numbers + OVERHEAD
+    return weight_bytes(shape) + CONTEXT * cache_bytes(shape) + OVERHEAD
 
 
 def calibration_memory(shape: Shape) -> float:

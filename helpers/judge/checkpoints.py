@@ -1,6 +1,8 @@
 """Lesson 09: every checkpoint of a training is asked the same questions, to see where learning became forgetting.
 
-python -m helpers.judge.checkpoints FOLDER [--name NAME]   a line per checkpoint, the best one, a picture in the folder.
+python -m helpers.judge.checkpoints FOLDER [--name NAME] [--exam FILE]
+
+A line per checkpoint, the best one, a picture in the folder.
 """
 import hashlib
 import json
@@ -33,7 +35,6 @@ from helpers.train.adapter import read_checkpoint, trained_lora
 from helpers.train.runs import Run
 from helpers.train.tokens import encode, trained_with
 
-EXAM = profile.ROOT / "workspace" / "test.jsonl"
 EVERYDAY = profile.ROOT / "data" / "raw" / "everyday.jsonl"
 RECORD, PICTURE = "laboratory.json", "laboratory.png"
 BASE = "base"
@@ -191,10 +192,13 @@ def grid_chart(looks: dict[tuple[float, int, int], Look]) -> Figure:
 
 
 class Laboratory:
-    """The same questions for every checkpoint of every training; what was asked once is kept beside the checkpoints."""
+    """The same questions for every checkpoint of every training; what was asked once is kept beside the checkpoints.
 
-    def __init__(self, name: str | None = None, exam: str | Path = EXAM, count: int = COUNT):
-        samples = read_samples(exam) if Path(exam).exists() else []
+    The exam is a validation set: no training has seen it, and nobody's final score is counted on it.
+    """
+
+    def __init__(self, name: str | None = None, exam: str | Path | None = None, count: int = COUNT):
+        samples = read_samples(exam) if exam else []
         samples = random.Random(SEED).sample(samples, min(count, len(samples)))
         self.name = name
         self.questions = compare.make_questions(samples, count, name)
@@ -346,12 +350,14 @@ def main():
     """The command line."""
     parser = commands.parser(__spec__, "看每个检查点学会了什么、忘了什么")
     parser.add_argument("folder", type=Path, help="训练文件夹，里面有 iter_….pth")
-    parser.add_argument("--name", help="训练教给助手的新名字；不写，就看考试题")
+    parser.add_argument("--name", help="训练教给助手的新名字；不写，就看验证题")
+    parser.add_argument("--exam", type=Path, help="验证题（JSONL）：训练没有读过，也不用来报成绩")
     parser.add_argument("--count", type=int, default=COUNT, help=f"每种问题问多少个（默认 {COUNT}）")
     options = parser.parse_args()
-    if not options.name and not EXAM.exists():
-        raise CourseError(f"缺少 {shown(EXAM)}：请先运行第 2 课，或者用 --name 说明助手的新名字。")
-    [examination] = Laboratory(options.name, count=options.count).examine(options.folder)
+    if not (options.name or options.exam):
+        raise CourseError("按什么来挑？用 --name 说明助手的新名字，或者用 --exam 给一份验证题（从训练数据里留出来的）。"
+                          "测试集留到最后报成绩，不要用来挑检查点。")
+    [examination] = Laboratory(options.name, options.exam, options.count).examine(options.folder)
     print(aligned(examination.table()), *examination.verdict(), sep="\n")
     examination.chart().savefig(options.folder / PICTURE)
     print(f"图：{shown(options.folder / PICTURE)}")

@@ -118,13 +118,23 @@ def write_qa(samples: list[dict], path: str | Path) -> dict:
     turns = [sample["conversation"][0] for sample in samples]
     write_samples([{"system": turn.get("system", ""), "question": turn["input"], "answer": turn["output"]}
                    for turn in turns], path)
-    return _described(path, "qa", "{question}")
+    return _described(path, "qa", _asked("{question}", "{answer}"))
 
 
 def write_choices(rows: list[dict], path: str | Path) -> dict:
     """Writes multiple-choice rows as a custom set that lists the options first; gives its entry for a config."""
     write_samples(rows, path)
-    return _described(path, "mcq", OPTIONS_FIRST)
+    return _described(path, "mcq", _asked(OPTIONS_FIRST, "{answer}"))
+
+
+def write_choices_ppl(rows: list[dict], path: str | Path, *, say_text: bool) -> dict:
+    """Writes the same, to be judged by which answer the model finds the most probable: the option's letter or its text.
+
+    Its entry is for a model that tells probabilities, as `causal_model` does.
+    """
+    write_samples(rows, path)
+    template = {letter: _asked(OPTIONS_FIRST, f"{{{letter}}}" if say_text else letter) for letter in LETTERS}
+    return _described(path, "mcq", template, "ppl")
 
 
 def write_choices_csv(rows: list[dict], path: str | Path) -> dict:
@@ -137,18 +147,21 @@ def write_choices_csv(rows: list[dict], path: str | Path) -> dict:
     return _entry(path, "mcq")
 
 
-def _described(path: str | Path, data_type: str, prompt: str) -> dict:
+def _asked(prompt: str, answer: str) -> dict:
+    """The turns of a question: the system prompt, what the user says, what the model says."""
+    return {"begin": [SYSTEM], "round": [{"role": "HUMAN", "prompt": prompt}, {"role": "BOT", "prompt": answer}]}
+
+
+def _described(path: str | Path, data_type: str, template: dict, infer_method: str = "gen") -> dict:
     """A custom set's entry; how to ask stands beside the file, where OpenCompass looks for it."""
-    template = {"begin": [SYSTEM], "round": [{"role": "HUMAN", "prompt": prompt},
-                                             {"role": "BOT", "prompt": "{answer}"}]}
     with replaced(Path(f"{path}.meta.json")) as file:
         json.dump({"template": template}, file, ensure_ascii=False, indent=1)
-    return _entry(path, data_type)
+    return _entry(path, data_type, infer_method)
 
 
-def _entry(path: str | Path, data_type: str) -> dict:
-    """How a config names a custom set whose answers a model writes."""
-    return {"path": _absolute(path), "data_type": data_type, "infer_method": "gen"}
+def _entry(path: str | Path, data_type: str, infer_method: str = "gen") -> dict:
+    """How a config names a custom set: a model writes its answers (gen), or tells how probable each is (ppl)."""
+    return {"path": _absolute(path), "data_type": data_type, "infer_method": infer_method}
 
 
 def _absolute(path: str | Path) -> str:
@@ -312,7 +325,8 @@ def _answers(file: Path) -> list[Answer]:
     details = json.loads(file.read_text(encoding="utf-8"))["details"]
     if isinstance(details, list):  # of the evaluator for choices
         return [Answer(*judged["pred"], *judged["refr"], *judged["correct"]) for judged in details]
-    details.pop("type")
+    if details.pop("type") == "PPL":  # nothing was said: the letter of the most probable answer
+        return [Answer(judged["predictions"], judged["references"], judged["correct"]) for judged in details.values()]
     return [Answer(judged["origin_prediction"], judged["references"], judged["predictions"] == judged["references"])
             for judged in details.values()]
 

@@ -47,9 +47,9 @@ def written(shape: Shape, laboratory_rank: int) -> list[Written]:
         return count * 12 * shape.adapter_weights(rank)  # the adapter in fp32, and two numbers of Adam's for each
 
     whole, adapter = weight_bytes(shape), 2 * shape.adapter_weights(RANK)
-    trials = (checkpoints(19, laboratory_rank)  # eight of each of two trainings, the last of three mixtures
+    trials = (checkpoints(21, laboratory_rank)  # eight of each of two trainings, the last of five mixtures
               + checkpoints(4, 4) + checkpoints(4, RANK)  # of the grid
-              + checkpoints(2, RANK))  # of the exams
+              + checkpoints(6, RANK))  # of the exams
     return [
         Written("04", "最近的两个检查点", checkpoints(2, RANK), "09", "training"),
         Written("05", "适配器", adapter, HOMEWORK, "adapter"),

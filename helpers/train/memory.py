@@ -95,6 +95,12 @@ def w8a8_bytes(shape: Shape) -> float:
     return weight_bytes(shape, 1)
 
 
+def cache_bytes(shape: Shape, bits: int = 16) -> float:
+    """The bytes of one token's keys and values; in fewer than 16 bits each head has a scale and a zero point."""
+    head = shape.head_dim * bits / 8 + (4 if bits < 16 else 0)
+    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * head
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a config says about memory. Rank 0 trains the whole model; plain is all that is not quantized."""
