@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from helpers.machine.profile import ROOT
 
@@ -20,10 +21,10 @@ def rooms_in(source):
 
 
 def code_of(notebook):
-    """The Python of a notebook's cells, without IPython's own lines."""
+    """The Python of a notebook's cells, IPython's own lines translated into it."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
-    return "\n".join(line for line in lines if not line.startswith(("%", "!")))
+    translate = TransformerManager().transform_cell
+    return "\n".join(translate("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code")
 
 
 def short_name(notebook):
