@@ -102,7 +102,7 @@ def no_longer_needed(lesson: str) -> list[Written]:
 def offer(lesson: str) -> None:
     """Says what may be deleted after a lesson, and how."""
     for item in no_longer_needed(lesson):
-        print(f"{item.what}以后的课用不到了，占 {told(item.there)}：{'、'.join(_shown(item))}")
+        print(f"{item.what}：以后的课用不到了，占 {told(item.there)}（{'、'.join(_shown(item))}）")
     print(f"要删掉它们，运行 disk.delete(\"{lesson}\")；想留着就不用管")
 
 
