@@ -57,6 +57,8 @@ def merge_with_xtuner(base: str | Path, adapter: str | Path, out: str | Path) ->
     with replaced_folder(out) as folder:
         run_xtuner("merge", base, adapter, folder, "--safe-serialization", "--device", profile.current().device,
                    log=Path(out).with_name(f"{Path(out).name}.log"))
+        for code in Path(base).glob("*.py"):  # transformers leaves a model's code behind where it does not ask for it
+            shutil.copy(code, folder)
         _write_json(folder / ORIGIN, origin)
 
 
