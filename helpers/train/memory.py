@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from helpers.machine import commands, profile
 from helpers.machine.commands import CourseError
-from helpers.train.families import ARCHITECTURES, Architecture, architecture, read_config
+from helpers.train.families import ARCHITECTURES, UNREADABLE, Architecture, architecture, read_config
 
 GB, GIB = 10**9, 2**30
 # A card sold as 24 GB holds about 24 GiB. The verdict counts 24 x 10^9 bytes: the 7 % between them are its margin.
@@ -133,7 +133,7 @@ def read_shape(folder: str | Path) -> Shape:
                                  for layer in layers)
         return Shape(**{field.name: values[field.name] for field in fields(Shape)})
     except (KeyError, TypeError) as error:
-        raise CourseError(f"读不懂 {folder}/config.json，它不像语言模型的 config.json：{error!r}。") from error
+        raise CourseError(UNREADABLE.format(Path(folder, "config.json"), repr(error))) from error
 
 
 def longest(dataset: dict | list) -> int:
