@@ -169,17 +169,32 @@ DIALOGUES = (
              Template("mistral"), ("</s>",), folds_system=True),
 )
 KNOWN = "、".join(kind for kind, known in ARCHITECTURES.items() if not known.only_planned)
+UNREADABLE = "读不懂 {}，它不像语言模型的 config.json：{}。"
 BY_HAND = "照模型的说明自己写 prompt_template，再用 python -m helpers.train.check 配置，逐个词元核对"
 
 
 def architecture(folder: str | Path) -> Architecture:
     """How the model in a folder computes."""
-    path = Path(folder, "config.json")
-    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    kind = read_config(folder)["model_type"]
     known = ARCHITECTURES.get(kind)
     if not known or known.only_planned:
-        raise CourseError(f"{path} 的模型结构 {kind} 不支持：课程只认得 {KNOWN}。修复：换一个这些结构的基座。")
+        raise CourseError(f"{Path(folder, 'config.json')} 的模型结构 {kind} 不支持：课程只认得 {KNOWN}。"
+                          "修复：换一个这些结构的基座。")
     return known
+
+
+def read_config(folder: str | Path) -> dict:
+    """The config.json of a model folder."""
+    path = Path(folder, "config.json")
+    if not path.is_file():
+        raise FileNotFoundError(f"找不到 {path}：请把 pretrained_model_name_or_path 改成本机的模型文件夹。")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CourseError(UNREADABLE.format(path, error)) from error
+    if "model_type" not in config:
+        raise CourseError(UNREADABLE.format(path, "没有 model_type"))
+    return config
 
 
 def chat_template(folder: str | Path) -> str | None:

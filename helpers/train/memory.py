@@ -1,5 +1,4 @@
 """Will it fit? The GPU memory that an XTuner config needs, estimated before anything is loaded."""
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from mmengine.config import Config
 
 from helpers.machine import commands, profile
 from helpers.machine.commands import CourseError
-from helpers.train.families import ARCHITECTURES, Architecture, architecture
+from helpers.train.families import ARCHITECTURES, UNREADABLE, Architecture, architecture, read_config
 
 GB, GIB = 10**9, 2**30
 # A card sold as 24 GB holds about 24 GiB. The verdict counts 24 x 10^9 bytes: the 7 % between them are its margin.
@@ -116,12 +115,9 @@ class Settings:
 
 def read_shape(folder: str | Path) -> Shape:
     """The shape of the model in a folder, from its config.json."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"找不到 {path}：请把 pretrained_model_name_or_path 改成本机的模型文件夹。")
+    model, known = read_config(folder), architecture(folder)
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))
-        known, heads = architecture(folder), model["num_attention_heads"]
+        heads = model["num_attention_heads"]
         values = {"num_key_value_heads": heads, "head_dim": model["hidden_size"] // heads,
                   "tie_word_embeddings": known.tied}
         values |= {key: value for key, value in model.items() if value is not None}
@@ -129,8 +125,8 @@ def read_shape(folder: str | Path) -> Shape:
         values["biased"] = tuple(layer for entry, default, layers in known.biases if values.get(entry, default)
                                  for layer in layers)
         return Shape(**{field.name: values[field.name] for field in fields(Shape)})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CourseError(f"读不懂 {path}，它不像语言模型的 config.json：{error!r}。") from error
+    except (KeyError, TypeError) as error:
+        raise CourseError(UNREADABLE.format(Path(folder, "config.json"), repr(error))) from error
 
 
 def longest(dataset: dict | list) -> int:

@@ -61,6 +61,8 @@ def merge_with_xtuner(base: str | Path, adapter: str | Path, out: str | Path) ->
         run_xtuner("merge", base, adapter, folder, "--safe-serialization", "--device", machine.device,
                    log=Path(out).with_name(f"{Path(out).name}.log"),
                    gpu_bytes=bytes_of_weights(base) + OVERHEAD if machine.gpu else 0)
+        for code in Path(base).glob("*.py"):  # transformers leaves a model's code behind where it does not ask for it
+            shutil.copy(code, folder)
         _write_json(folder / ORIGIN, origin)
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .configuration_internlm2 import InternLM2Config
 
@@ -85,7 +85,7 @@ class InternLM2DecoderLayer(nn.Module):
     def forward(self, hidden, places, mask, cache):
         """One step from the embedding to the answer."""
         hidden = hidden + self.attention(self.attention_norm(hidden), places, mask, cache)
-        return hidden + self.feed_forward(self.ffn_norm(hidden))
+        return (hidden + self.feed_forward(self.ffn_norm(hidden)),)
 
 
 class InternLM2PreTrainedModel(PreTrainedModel):
@@ -114,15 +114,26 @@ class InternLM2Model(InternLM2PreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def forward(self, hidden, places, attended, cache):
-        """The last block's vectors."""
-        mask = self._mask(hidden, attended)
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+                use_cache=None, **_):
+        """The last block's vectors, and what to remember of them."""
+        hidden = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        cache, use_cache = past_key_values, self.config.use_cache if use_cache is None else use_cache
+        if use_cache and not self.training and cache is None:
+            cache = DynamicCache()
+        known = cache.get_seq_length() if cache is not None else 0
+        samples, length, _ = hidden.shape
+        if attention_mask is None:
+            attention_mask = torch.ones(samples, known + length, device=hidden.device)
+        if position_ids is None:
+            position_ids = torch.arange(known, known + length, device=hidden.device).expand(samples, -1)
+        mask = self._mask(hidden, attention_mask)
         for block in self.layers:
             if self.gradient_checkpointing and self.training:
-                hidden = self._gradient_checkpointing_func(block.__call__, hidden, places, mask, None)
+                (hidden,) = self._gradient_checkpointing_func(block.__call__, hidden, position_ids, mask, None)
             else:
-                hidden = block(hidden, places, mask, cache)
-        return self.norm(hidden)
+                (hidden,) = block(hidden, position_ids, mask, cache)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=cache)
 
     def _mask(self, hidden, attended):
         """Which tokens each may look at: those before it that are no padding, and itself."""
@@ -160,19 +171,9 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None,
                 inputs_embeds=None, labels=None, use_cache=None, **_):
         """The scores of every next token, and the loss where labels are given."""
-        hidden = self.model.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache = past_key_values
-        if use_cache and not self.training and cache is None:
-            cache = DynamicCache()
-        known = cache.get_seq_length() if cache is not None else 0
-        samples, length, _ = hidden.shape
-        if attention_mask is None:
-            attention_mask = torch.ones(samples, known + length, device=hidden.device)
-        if position_ids is None:
-            position_ids = torch.arange(known, known + length, device=hidden.device).expand(samples, -1)
-        logits = self.output(self.model(hidden, position_ids, attention_mask, cache)).float()
+        seen = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        logits = self.output(seen.last_hidden_state).float()
         loss = None
         if labels is not None:
             loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=seen.past_key_values)
