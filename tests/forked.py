@@ -23,7 +23,7 @@ def run(name, *arguments, log):
     return log.read_text(encoding="utf-8", errors="replace"), program.exitcode
 
 
-def run_xtuner(name, *arguments, log):
+def run_xtuner(name, *arguments, log, gpu_bytes=0):
     """helpers.machine.process.run_xtuner, forked."""
     printed, code = run(name, *arguments, log=log)
     assert code == 0, printed
