@@ -10,7 +10,8 @@ from helpers.machine import profile
 from tests import course, figures, finetune, packages
 
 PROBES_OF_EACH_KIND = 260  # all but those of facts and sums
-LESSONS, TUNED, HOMEWORK = LONGEST_FIRST = "lessons", "tuned", "homework"  # small pieces fill the end
+LESSONS, TUNED, HOMEWORK = "lessons", "tuned", "homework"
+LONGEST_FIRST = (LESSONS, TUNED, "test_rehearsal_internlm2", "test_rehearsal_qwen2_5", HOMEWORK)  # then small ones
 # Lessons take what earlier ones made, and one fine-tune serves all: such tests run in one process.
 TOGETHER = {"test_course": LESSONS, "test_homework": HOMEWORK} | dict.fromkeys(
     ["test_adapter", "test_compare", "test_grade", "test_merge", "test_tiny_base", "test_xtuner"], TUNED)

@@ -1,0 +1,15 @@
+"""A rehearsal of the lessons on a base of InternLM2's kind: its own code, fused layers, two shards."""
+import pytest
+
+from tests import bases, rehearsal
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with rehearsal.begun(tmp_path_factory.mktemp("course"), bases.write_internlm2) as place:
+        yield place
+
+
+@pytest.mark.parametrize("lesson", rehearsal.LESSONS, ids=lambda path: path.stem)
+def test_the_lesson_runs(lesson, place):
+    rehearsal.run(lesson, place)
