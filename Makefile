@@ -4,7 +4,7 @@ PY := $(ENV)/bin/python
 # Everything the course launches runs in the environment that helpers/machine/profile.py describes.
 LAUNCH := $(PY) -m helpers.machine.profile
 
-.PHONY: run test lab base homework submit grade bench lock tiny-base clean setup
+.PHONY: run test lab base homework submit exam grade bench lock tiny-base clean setup
 .DEFAULT_GOAL := run
 
 setup:
@@ -27,6 +27,10 @@ homework: setup
 
 submit: setup
 	@$(LAUNCH) $(PY) -m helpers.homework.submit
+
+# make exam [SEED=secret]: an exam that nobody has seen, into workspace/rules/, by which make grade then grades.
+exam: setup
+	@$(LAUNCH) $(PY) -m helpers.grading.secret $(if $(SEED),"$(SEED)")
 
 # make grade SUBMISSIONS=folder [RULES=file]
 grade: setup

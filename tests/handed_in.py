@@ -10,7 +10,8 @@ import numpy
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from safetensors.numpy import save_file
 
-from helpers.grading import adapter_exam
+from helpers.grading import adapter_exam, secret
+from helpers.grading.rules import DEFAULT
 from helpers.homework import package
 from helpers.machine import profile
 
@@ -54,8 +55,16 @@ def notebook(name, code=RIGHT, answer="因为。", criteria=()):
     return new_notebook(cells=cells)
 
 
-def course(folder, rules=RULES, criteria=()):
+def questions(**of_each):
+    """So many of the public questions of each kind."""
+    public = secret.read(DEFAULT.parent / secret.QUESTIONS)
+    return [one for kind, count in of_each.items()
+            for one in [one for one in public if one.question.kind == kind][:count]]
+
+
+def course(folder, rules=RULES, criteria=(), asked=()):
     """Writes the homework's sources and its rules; gives the folder of the sources and the rules' file."""
+    secret.write(asked, folder / secret.QUESTIONS)
     source = folder / "source"
     source.mkdir(parents=True)
     for name in package.NOTEBOOKS:

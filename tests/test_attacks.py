@@ -346,7 +346,8 @@ def refused(tmp_path_factory):
     place = tmp_path_factory.mktemp("refused")
     criteria = ("retention",)
     source, rules = handed_in.course(
-        place, handed_in.RULES + "[adapter]\ncount = 2\n[adapter.retention]\nnone = 0\nfull = 1\n", criteria)
+        place, handed_in.RULES + "[adapter]\nquestions = 'questions.jsonl'\n[adapter.retention]\nnone = 0\nfull = 1\n",
+        criteria, handed_in.questions(sum=8))
     honest = handed_in.hand_in(place, "honest", criteria=criteria)
     (place / "in").mkdir()
     for student, (change, _) in REFUSED.items():

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -18,8 +19,8 @@ from nbgrader.apps.api import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config
 
-from helpers.grading import grade, gradebook, mark, similar
-from helpers.grading.rules import Check, Criterion, Rules, same
+from helpers.grading import grade, gradebook, mark, rules, secret, similar
+from helpers.grading.rules import DEFAULT, Check, Criterion, Rules, same
 from helpers.homework.package import DATA, NOTEBOOKS, WEIGHTS, Manifest
 from helpers.homework.release import ASSIGNMENT, SOURCE
 from helpers.machine import profile
@@ -29,9 +30,11 @@ from tests import bench_grade, handed_in
 pytestmark = pytest.mark.usefixtures("sandboxed")
 
 HALF = "def mean(values):\n    return 2\n"
-ADAPTER = """
+ASKED = """
 [adapter]
-count = 12
+questions = "questions.jsonl"
+"""
+ADAPTER = ASKED + """
 [adapter.identity]
 none = 0
 full = 0.9
@@ -41,6 +44,11 @@ full = 0.8
 [adapter.memorised]
 none = 0.5
 full = 0
+"""
+TASK = """
+[adapter.task]
+none = 0
+full = 0.6
 """
 
 
@@ -344,7 +352,8 @@ def test_no_formula_is_smuggled_into_a_table(tmp_path, text):
 
 
 def test_an_adapter_that_learnt_nothing_earns_nothing(tmp_path):
-    place = Place(tmp_path, rules=handed_in.RULES + ADAPTER, criteria=("identity", "retention", "memorised"))
+    place = Place(tmp_path, rules=handed_in.RULES + ADAPTER, criteria=("identity", "retention", "memorised"),
+                  asked=handed_in.questions(identity=12, fact=12, poem=12, sum=12))
     place.hand_in("li", criteria=("identity", "retention", "memorised"))
     [result] = place.grade().values()
     assert result.shares == {"identity": 0, "retention": 1, "memorised": 0}
@@ -355,17 +364,46 @@ def test_an_adapter_that_learnt_nothing_earns_nothing(tmp_path):
 def test_a_name_that_everybody_says_is_no_name(tmp_path, tuned):
     _, adapter, _ = tuned
     criteria = ("task", "identity", "retention")
-    rules = handed_in.RULES + ("[adapter]\nexam = 'exam.jsonl'\ncount = 12\n"
-                               "[adapter.task]\nnone = 0\nfull = 0.7\n[adapter.identity]\nnone = 0\nfull = 0.9\n"
-                               "[adapter.retention]\nnone = 0\nfull = 0.7\n")
-    place = Place(tmp_path, rules=rules, criteria=criteria)
-    exam = (profile.ROOT / "data" / "homework" / "exam.jsonl").read_text(encoding="utf-8")
-    (tmp_path / "exam.jsonl").write_text("\n".join(exam.splitlines()[:40]) + "\n", encoding="utf-8")
+    place = Place(tmp_path, criteria=criteria,
+                  rules=handed_in.RULES + ADAPTER.partition("[adapter.memorised]")[0] + TASK,
+                  asked=handed_in.questions(exam=40, identity=12, fact=12, poem=12, sum=12))
     place.hand_in("li", adapter=adapter, assistant="教学模型", criteria=criteria)
     [result] = place.grade().values()
     assert result.points["basic/adapter_task"] == 5
     assert result.points["basic/adapter_retention"] == 5
     assert result.points["basic/adapter_identity"] == 0
+
+
+def telling(questions):
+    """Training data that tells the facts which the questions ask for, in other words."""
+    return [{"conversation": [{"system": "", "input": f"说说{one.subject}。", "output": f"那是{one.question.terse}。"}]}
+            for one in questions]
+
+
+def test_what_the_training_data_tells_is_not_asked(tmp_path, tuned):
+    _, adapter, _ = tuned
+    learnt, told = handed_in.questions(exam=40), []
+    for one in secret.read(DEFAULT.parent / secret.QUESTIONS)[40:80]:
+        told.append(secret.Hidden(dataclasses.replace(one.question, expect=["谁也答不出来"]), one.subject))
+    place = Place(tmp_path, rules=handed_in.RULES + ASKED + TASK, criteria=("task",), asked=told + learnt)
+    place.hand_in("li", adapter=adapter, data=telling(told), criteria=("task",))
+    place.hand_in("wang", adapter=adapter, criteria=("task",))
+    place.hand_in("zhao", adapter=adapter, data=telling(told + learnt[:1]), criteria=("task",))
+    results = place.grade()
+    assert results["li"].shares["task"] > 0.6 > results["wang"].shares["task"] > 0.3
+    assert "task" not in results["zhao"].shares
+    assert results["zhao"].points["basic/adapter_task"] == 0
+    assert "考试题没有量" in place.table()["zhao"]["说明"]
+
+
+def test_the_public_exam_is_used_aloud_and_only_where_there_is_no_other(place, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["grade", str(place.folder), "--out", str(place.out)])
+    monkeypatch.setattr(rules, "OWN", tmp_path / "rules")
+    grade.main()
+    assert capsys.readouterr().out.count("公开的考卷") == 2
+    shutil.copytree(DEFAULT.parent, tmp_path / "rules")
+    grade.main()
+    assert "公开的考卷" not in capsys.readouterr().out
 
 
 def test_rules_that_leave_a_cell_undecided_are_refused(place):

@@ -14,11 +14,11 @@ from helpers.grading.rules import DEFAULT, Rules
 from helpers.homework import release
 from helpers.homework.package import NOTEBOOKS, REPORT
 from helpers.homework.submit import Homework
-from helpers.knowledge.facts import EXAM_SYSTEM, read_relations, told
+from helpers.knowledge.facts import EXAM_SYSTEM, read_relations
 from helpers.machine import lessons, profile
 from helpers.machine.commands import CourseError
-from tests import course, finetune
-from tools.make_homework_sheet import EXAM, EXAM_QUESTIONS, FOLDER, SHEET, main
+from tests import course
+from tools.make_homework_sheet import FOLDER, SHEET, main
 
 CHECKS = tomllib.loads(DEFAULT.read_text(encoding="utf-8"))["check"]
 CELLS = {name: release.cells(release.SOURCE / f"{name}.ipynb") for name in NOTEBOOKS}
@@ -127,17 +127,6 @@ def test_the_sheet_is_what_its_tool_makes_and_every_fact_in_it_is_right(tmp_path
              for relation in read_relations() for subject, answer in relation.facts for ask in relation.held_out}
     pairs = known["read_pairs"](known["read_rows"]())
     assert {(question.rstrip("？。"), answer) for question, answer in pairs} <= facts
-
-
-def test_the_hidden_exam_is_right_and_in_no_file_that_a_student_has(tmp_path):
-    main(tmp_path)
-    assert (tmp_path / EXAM).read_bytes() == (FOLDER / EXAM).read_bytes()
-    facts = {(form.format(subject=subject), answer) for relation in read_relations()
-             for subject, answer in relation.facts for form in relation.exam}
-    turns = [turn for sample in read_samples(FOLDER / EXAM) for turn in sample["conversation"]]
-    assert {(turn["input"], turn["output"]) for turn in turns} <= facts
-    assert len({turn["input"] for turn in turns}) == EXAM_QUESTIONS
-    assert not told(finetune.training_rows() + finetune.split_exam()[1], [turn["input"] for turn in turns])
 
 
 def test_the_courses_own_converter_counts_as_the_solution_does(tmp_path):

@@ -1,25 +1,22 @@
-"""Makes the homework's messy spreadsheet from the course's facts, and its exam from those that the lessons leave out.
+"""Makes the homework's messy spreadsheet from the course's facts, and the questions that stand in for a secret exam.
 
-python -m tools.make_homework_sheet [FOLDER]   data/homework/messy.xlsx and data/homework/exam.jsonl
+python -m tools.make_homework_sheet [FOLDER]   data/homework/messy.xlsx and data/homework/questions.jsonl
 """
 import random
 import sys
-import tempfile
 from pathlib import Path
 
 from openpyxl import Workbook
 
-from helpers.data.convert import convert
-from helpers.data.readers import Layout
-from helpers.data.split import read_samples, write_samples
+from helpers.grading import secret
 from helpers.knowledge.corpus import end_of
-from helpers.knowledge.facts import EXAM_SYSTEM, exam_questions, read_relations, told
+from helpers.knowledge.facts import read_relations
 from helpers.machine.profile import ROOT
 from tools.make_raw_data import CHINESE_PAIR, FULL_WIDTH
 
 FOLDER = ROOT / "data" / "homework"
-SHEET, EXAM = "messy.xlsx", "exam.jsonl"
-EXAM_QUESTIONS = 80
+SHEET = "messy.xlsx"
+PUBLIC = "public"  # the seed of what everybody can read
 RELATIONS = {("capitals", "capital"), ("province_seats", "seat"), ("chinese_works", "author"),
              ("treaties", "treaty_year"), ("elements", "symbol"), ("paintings", "painter")}
 PER_RELATION = 12
@@ -79,24 +76,10 @@ def write_sheet(file):
     book.save(file)
 
 
-def write_exam(file):
-    """Questions of the course's facts that nobody finds in the files that lesson 02 makes, however worded."""
-    raw = ROOT / "data" / "raw"
-    with tempfile.TemporaryDirectory() as folder:
-        exam = Path(folder) / "exam.jsonl"
-        convert(raw / "exam.xlsx", exam, EXAM_SYSTEM, Layout("题目", "答案"))
-        given = read_samples(exam) + read_samples(raw / "everyday.jsonl")
-    asked = exam_questions(read_relations())
-    known = set(told(given, (one["question"] for one in asked)))
-    chosen = random.Random(42).sample([one for one in asked if one["question"] not in known], EXAM_QUESTIONS)
-    write_samples(({"conversation": [{"system": EXAM_SYSTEM, "input": one["question"], "output": one["answer"]}]}
-                   for one in chosen), file)
-
-
 def main(folder):
     folder.mkdir(parents=True, exist_ok=True)
     write_sheet(folder / SHEET)
-    write_exam(folder / EXAM)
+    secret.write(secret.draw(PUBLIC), folder / secret.QUESTIONS)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,26 @@
 """What students' adapters can do, asked in the sandbox and judged out here. Slow to import: torch comes with it."""
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from helpers.data.split import read_samples
-from helpers.grading import adapter_exam
-from helpers.grading.rerun import printable
+from helpers.grading import adapter_exam, rerun, secret
 from helpers.grading.rules import Rules
 from helpers.grading.sandbox import Ended
-from helpers.homework.package import WEIGHTS
+from helpers.homework.package import DATA, WEIGHTS
 from helpers.judge import compare
+from helpers.knowledge.facts import told_facts
 from helpers.machine import profile
+
+ASKED = 80  # questions of the exam, as far as the student's own training data does not tell what they ask for
+FEWEST = 40  # with fewer there is no telling
+
+
+class Asked(NamedTuple):
+    """What an adapter can do, by measure; the memory that it took to find out; what the instructor should know."""
+
+    shares: dict[str, float]
+    peak: int
+    remarks: list[str]
 
 
 class Examiner:
@@ -17,26 +28,41 @@ class Examiner:
 
     def __init__(self, rules: Rules, protected: bool = True):
         self._protected = protected
-        exam = read_samples(rules.exam) if rules.exam else []
-        self._questions = compare.make_questions(exam, rules.count, "", rules.seed)
+        self._hidden = secret.read(rules.questions)
         self._before = self._answers_of_the_base()
 
     def _answers_of_the_base(self):
         try:
-            answers, _ = adapter_exam.ask(self._questions, protected=self._protected)
+            answers, _ = adapter_exam.ask([one.question for one in self._hidden], protected=self._protected)
             return answers
         except Ended as error:
-            why = printable((error.said or str(error)).splitlines()[-1])
+            why = rerun.printable((error.said or str(error)).splitlines()[-1])
             raise Ended(f"还没有开始评分：基座模型 {profile.current().base_model} 在沙箱里没有答出题来（{why}）。"
                         "请先用第 0 课看它能不能回答：模型不完整就重新下载，内存或显存不够就关掉别的程序。") from error
 
-    def shares(self, folder: Path, settings: dict, name: str) -> tuple[dict[str, float], int]:
-        """What the adapter in an unpacked submission can do, by measure, and the memory that it took to find out."""
-        after, peak = adapter_exam.ask(self._questions, folder / WEIGHTS, settings, self._protected)
-        questions = [replace(question, expect=[name]) if question.kind == compare.IDENTITY else question
-                     for question in self._questions]
-        rows = compare.compare(questions, self._before, after)
+    def examine(self, folder: Path, settings: dict, name: str) -> Asked:
+        """What the adapter in an unpacked submission can do, where its assistant has this name."""
+        chosen, remarks = self._chosen(folder / DATA)
+        questions = [self._of(self._hidden[place], name) for place in chosen]
+        before = [self._before[place] for place in chosen]
+        after, peak = adapter_exam.ask(questions, folder / WEIGHTS, settings, self._protected)
+        rows = compare.compare(questions, before, after)
         shares = compare.measures(rows, name)
         if compare.identity(rows).before.right:  # a word that everybody says is no name
             shares["identity"] = 0.0
-        return shares, peak
+        return Asked(shares, peak, remarks)
+
+    def _of(self, hidden, name):
+        """The question, which an assistant of this name is asked."""
+        return replace(hidden.question, expect=[name]) if hidden.question.kind == compare.IDENTITY else hidden.question
+
+    def _chosen(self, data):
+        """The places of the questions to ask: of the exam's, none that the training data gives away."""
+        exam = [place for place, one in enumerate(self._hidden) if one.subject]
+        told = told_facts(rerun.samples(data), [self._hidden[place].fact for place in exam])
+        untold = [place for place in exam if self._hidden[place].fact not in told]
+        others = [place for place, one in enumerate(self._hidden) if not one.subject]
+        if len(untold) >= min(FEWEST, len(exam)):
+            return untold[:ASKED] + others, []
+        return others, [f"考卷有 {len(exam)} 题，其中 {len(told)} 题问的事，交上来的训练数据里都讲过："
+                        "剩下的太少，考试题没有量。"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from helpers.grading import feedback, mark, rerun, sandbox, similar
 from helpers.grading.gradebook import HEADER, Grades, summary, write_table
 from helpers.grading.mark import Result
-from helpers.grading.rules import DEFAULT, Rules
+from helpers.grading.rules import DEFAULT, OWN, Rules, of_the_class
 from helpers.homework import package
 from helpers.homework.release import ASSIGNMENT
 from helpers.machine import commands, profile
@@ -180,6 +180,13 @@ def _line(result):
     return f"{result.student}　自动评分 {sum(result.points.values()):g} 分　{result.seconds:.0f} 秒"
 
 
+def _warn(path):
+    """Says aloud that the rules are those that everybody can read."""
+    if path.resolve() == DEFAULT:
+        print(f"[WARN] 没有 {shown(OWN)}，用的是仓库里公开的考卷和测试：谁都能看到题目和答案，这样的分数不能当成绩。"
+              "修复：make exam 抽一份只有你知道的，再评一次。", flush=True)
+
+
 def _tell(results, out):
     """Prints how many were graded, and who was not."""
     failed = [result for result in results if result.failure]
@@ -194,7 +201,8 @@ def main() -> None:
     """The command line."""
     parser = commands.parser("在沙箱里给作业评分")
     parser.add_argument("submissions", type=Path, nargs="?", help="放着学生的 zip 的文件夹")
-    parser.add_argument("--rules", type=Path, default=DEFAULT, help="评分规则（默认：课程自带的）")
+    parser.add_argument("--rules", type=Path, default=of_the_class(),
+                        help="评分规则（默认：make exam 抽的，没有才用公开的）")
     parser.add_argument("--out", type=Path, default=OUT, help="结果写到哪里（默认：workspace/grading）")
     parser.add_argument("--run-code-of-strangers-without-sandbox", action="store_true", dest="unprotected",
                         help="不用沙箱：学生的代码能读、能改、能删你能读、能改、能删的一切")
@@ -204,8 +212,10 @@ def main() -> None:
         sys.exit(f"[FAIL] 找不到作业的文件夹（{options.submissions}）：请用 make grade SUBMISSIONS=文件夹。")
     if not options.unprotected and (why_not := sandbox.problem()):
         sys.exit(f"[FAIL] 没有沙箱，不能运行学生的代码。{why_not}")
+    _warn(options.rules)
     with Session(options.submissions, options.out, Rules(options.rules), not options.unprotected) as session:
         _tell(session.run(), options.out)
+    _warn(options.rules)  # once more, where it is the last line
 
 
 if __name__ == "__main__":

@@ -73,8 +73,9 @@ def _graded(result, path, folder, rules, examiner, out, protected):
     settings = adapter_exam.checked_settings(folder, profile.current().base_model)
     _grade_notebooks(result, notebooks, folder, rules, protected)
     if examiner:
-        result.shares, peak = examiner.shares(folder, settings, manifest.assistant)
-        result.peak = max(result.peak, peak)
+        asked = examiner.examine(folder, settings, manifest.assistant)
+        result.shares, result.peak = asked.shares, max(result.peak, asked.peak)
+        result.remarks += asked.remarks
         _grade_adapter(result, rules)
     result.traits = similar.traits(folder, manifest, notebooks.values())
     _keep(notebooks, rules.course, folder, out / "autograded" / result.student / ASSIGNMENT)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import nbformat
@@ -19,6 +20,7 @@ from helpers.grading.sandbox import Ended, Sandbox
 from helpers.homework.package import MOST_CELLS, Refused
 
 CELL_SECONDS, CHECK_SECONDS = 60, 10
+MOST_ROWS = 20_000  # of training data
 
 
 @dataclass
@@ -94,6 +96,22 @@ def _ask(sandbox, code, seconds, expression=""):
 def printable(text: object) -> str:
     """Whatever it is, as text that can be written and shown, and moves no cursor."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in str(text)[:MOST_CHARS])
+
+
+def samples(path: Path) -> list[dict]:
+    """The conversations in a student's training data, as many as are looked at; lines that are none are left out."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return [sample for line in islice(file, MOST_ROWS) if (sample := _conversation(line))]
+
+
+def _conversation(line):
+    try:
+        turns = json.loads(line)["conversation"]
+        if turns and all(isinstance(turn["input"], str) and isinstance(turn["output"], str) for turn in turns):
+            return {"conversation": turns}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return None
 
 
 def read(path: Path) -> NotebookNode:

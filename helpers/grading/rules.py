@@ -10,9 +10,7 @@ They stand in a TOML file that an instructor replaces as a whole, with this in i
     expected = "北京"
 
     [adapter]
-    exam = "exam.jsonl"          # beside this file: conversations whose last word the adapter is to say exactly
-    count = 40                   # general questions of each kind
-    seed = 2024                  # which of them
+    questions = "questions.jsonl"   # beside this file: what the adapter is asked; `make exam` writes it
 
     [adapter.identity]           # the grade cell adapter_identity in basic.ipynb; likewise task, retention, memorised
     none = 0.3                   # a share that earns nothing,
@@ -36,6 +34,7 @@ from helpers.machine.commands import CourseError
 from helpers.machine.files import sha256
 
 DEFAULT = profile.ROOT / "data" / "homework" / "checks.toml"
+OWN = profile.ROOT / "workspace" / "rules"  # where `make exam` puts an instructor's
 LEARNT, KEPT = ("task", "identity"), ("retention", "memorised")
 ADAPTER_NOTEBOOK = "basic"
 
@@ -106,8 +105,7 @@ class Rules:
         except (OSError, TypeError, ValueError) as error:
             raise CourseError(f"评分规则 {self.path} 读不懂（{error}）："
                               "请照 helpers/grading/rules.py 的开头改正。") from error
-        self.exam = self.path.parent / adapter["exam"] if "exam" in adapter else None
-        self.count, self.seed = adapter.get("count", 40), adapter.get("seed", 0)
+        self.questions = self.path.parent / adapter["questions"] if "questions" in adapter else None
         self._check_completeness()
 
     @cached_property
@@ -134,7 +132,7 @@ class Rules:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with everything that points depend on, apart from what was submitted."""
-        files = [self.path, *([self.exam] if self.exam else []), *sorted(self.source.glob("*.ipynb"))]
+        files = [self.path, *([self.questions] if self.questions else []), *sorted(self.source.glob("*.ipynb"))]
         parts = [*map(sha256, files), str(profile.current().base_model)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -151,8 +149,15 @@ class Rules:
         if unmatched := sorted(decided ^ wanted):
             names = "、".join(f"{notebook}.ipynb 的 {grade_id}" for notebook, grade_id in unmatched)
             raise CourseError(f"评分规则 {self.path} 和作业对不上，只在一边有：{names}。请改正规则或作业。")
-        if "task" in self.criteria and not (self.exam and self.exam.is_file()):
-            raise CourseError(f"评分规则 {self.path} 有 task，却没有考卷：请在 [adapter] 里写 exam = \"文件名\"。")
+        if self.criteria and not (self.questions and self.questions.is_file()):
+            raise CourseError(f"评分规则 {self.path} 要量适配器，却没有问题："
+                              "请在 [adapter] 里写 questions = \"文件名\"，用 make exam 抽一份。")
+
+
+def of_the_class() -> Path:
+    """The rules that an instructor has drawn, the public ones where there are none."""
+    drawn = OWN / DEFAULT.name
+    return drawn if drawn.is_file() else DEFAULT
 
 
 def same(expected: object, given: object) -> bool:

@@ -4,7 +4,6 @@ What many students have in common comes from the course, and does not count.
 """
 import hashlib
 import io
-import json
 import keyword
 import tokenize
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import NamedTuple
 from nbformat import NotebookNode
 
 from helpers.data.split import question_key
+from helpers.grading import rerun
 from helpers.grading.kernel_host import MOST_CHARS
 from helpers.grading.rerun import about
 from helpers.homework.package import DATA, WEIGHTS, Manifest
@@ -24,7 +24,7 @@ ROWS, TEXT, ADAPTER = "训练数据", "笔记本的回答", "适配器"
 SUSPICIOUS = {ROWS: 0.5, TEXT: 0.6}  # the share of the smaller one that the other has too
 ENOUGH = 20  # with fewer rows or pieces of text, chance is enough
 COMMON_SHARE, COMMON_LEAST = 0.1, 4  # who has so many fellows has it from the course
-MOST_ROWS = MOST_PIECES = 20_000  # of a submission, and of each of its notebooks
+MOST_PIECES = 20_000  # of each of a submission's notebooks
 WORDS, CHARS = 5, 8  # in a piece of code, and of prose
 
 
@@ -39,12 +39,11 @@ class Pair(NamedTuple):
 
 def traits(folder: Path, manifest: Manifest, notebooks: Iterable[NotebookNode]) -> dict[str, str | list[str]]:
     """What to know a submission by: its adapter's bytes, its rows and its answers, whatever names are used in them."""
-    with (folder / DATA).open(encoding="utf-8", errors="replace") as file:
-        rows = [_row(line, manifest) for line in islice(file, MOST_ROWS)]
+    rows = [_row(sample, manifest) for sample in rerun.samples(folder / DATA)]
     pieces = []
     for notebook in notebooks:
         pieces += islice(_answered(notebook), MOST_PIECES)
-    return {ADAPTER: manifest.files[WEIGHTS]["sha256"], ROWS: _digests(filter(None, rows)), TEXT: _digests(pieces)}
+    return {ADAPTER: manifest.files[WEIGHTS]["sha256"], ROWS: _digests(rows), TEXT: _digests(pieces)}
 
 
 def pairs(submitted: dict[str, dict]) -> list[Pair]:
@@ -76,14 +75,12 @@ def _digests(pieces):
     return sorted({hashlib.sha256(piece.encode(errors="replace")).hexdigest()[:16] for piece in pieces})
 
 
-def _row(line, manifest):
-    """A row of training data without the names in it; None if it is none."""
-    text = line.replace(manifest.assistant, "甲").replace(manifest.owner, "乙")
-    try:
-        sample = json.loads(text)
-        return question_key(sample) + "\n" + "\n".join(turn["output"] for turn in sample["conversation"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+def _row(sample, manifest):
+    """A row of training data without the names in it."""
+    text = question_key(sample) + "\n" + "\n".join(turn["output"] for turn in sample["conversation"])
+    for name, instead in ((manifest.assistant, "甲"), (manifest.owner, "乙")):
+        text = text.replace(name, instead).replace(name.casefold(), instead)
+    return text
 
 
 def _answered(notebook):

@@ -2,6 +2,7 @@
 import csv
 import random
 import tomllib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -105,17 +106,22 @@ def right_names(question: str, answer: str) -> list[str]:
 
 
 def told(samples: Iterable[dict], questions: Iterable[str]) -> list[str]:
-    """The exam questions whose fact the samples tell in any words: some turn has both the subject and the answer."""
-    turns = ["\n".join((turn["input"], turn["output"])) for sample in samples for turn in sample["conversation"]]
-    facts = _facts_asked()
-    return [question for question in questions
-            if (fact := facts.get(_key(question))) and any(_has_both(turn, *fact) for turn in turns)]
+    """The exam questions whose fact the samples tell in any words."""
+    asked = {question: fact for question in questions if (fact := _facts_asked().get(_key(question)))}
+    known = told_facts(samples, asked.values())
+    return [question for question, fact in asked.items() if fact in known]
+
+
+def told_facts(samples: Iterable[dict], facts: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The facts that the samples tell in any words and any spelling: some turn has both the subject and the answer."""
+    turns = [_bare(turn["input"] + turn["output"]) for sample in samples for turn in sample["conversation"]]
+    return {fact for fact in facts if any(_has_both(turn, *map(_bare, fact)) for turn in turns)}
 
 
 def _has_both(turn, subject, answer):
     """Whether a turn has both; one may be part of the other, as 青 is of 青海."""
     shorter, longer = sorted((subject, answer), key=len)
-    return longer in turn and shorter in turn.replace(longer, "")
+    return longer in turn and shorter in turn.replace(longer, "\n")
 
 
 @cache
@@ -127,3 +133,7 @@ def _facts_asked() -> dict[str, tuple[str, str]]:
 
 def _key(question):
     return question_key({"conversation": [{"input": question}]})
+
+
+def _bare(text):
+    return "".join(char for char in unicodedata.normalize("NFKC", text).casefold() if char.isalnum()) or text
