@@ -95,10 +95,12 @@ def digest(path: Path) -> str:
 
 def _grade_notebooks(result, notebooks, folder, rules, protected):
     points = {cell.name: cell.points for cell in rules.cells}
+    checks_of = rules.checks_of(result.student)
+    files = {path: folder / path for path in (DATA, "basic.ipynb")}
     for name, notebook in notebooks.items():
         run = rerun.Run()
-        if checks := rules.checks_of[name]:
-            run = rerun.rerun(notebook, rules.course[name], checks, {DATA: folder / DATA}, protected)
+        if checks := checks_of[name]:
+            run = rerun.rerun(notebook, rules.course[name], checks, files, protected)
         result.peak = max(result.peak, run.peak)
         for grade_id, (right, total) in run.passed.items():
             cell = f"{name}/{grade_id}"

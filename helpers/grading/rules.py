@@ -2,12 +2,14 @@
 
 They stand in a TOML file that an instructor replaces as a whole, with this in it:
 
+    drawn = "checks.jsonl"       # beside this file: more checks, one a line, as `make exam` writes them
+
     [[check]]
     notebook = "data"
     grade_id = "clean_text"      # the grade cell that gets its points by the share of its checks that pass
     call = "clean_text"          # a function in the student's notebook; without args, a variable
-    args = [" 北京\\t"]
-    expected = "北京"
+    args = [" 北京‹invisible›\\t"]  # ‹…› is what was drawn for the student: helpers/homework/own.py, values
+    expected = "北京"            # or formula = "samples // batch", computed from what was drawn
 
     [adapter]
     questions = "questions.jsonl"   # beside this file: what the adapter is asked; `make exam` writes it
@@ -19,14 +21,17 @@ They stand in a TOML file that an instructor replaces as a whole, with this in i
 import hashlib
 import json
 import math
+import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 
+from helpers.data.split import read_samples
+from helpers.homework import own
 from helpers.homework.package import NOTEBOOKS
 from helpers.homework.release import SOURCE
 from helpers.machine import profile
@@ -35,6 +40,7 @@ from helpers.machine.files import sha256
 
 DEFAULT = profile.ROOT / "data" / "homework" / "checks.toml"
 OWN = profile.ROOT / "workspace" / "rules"  # where `make exam` puts an instructor's
+DRAWN = re.compile("‹(\\w+)›")
 LEARNT, KEPT = ("task", "identity"), ("retention", "memorised")
 ADAPTER_NOTEBOOK = "basic"
 
@@ -46,8 +52,23 @@ class Check:
     notebook: str
     grade_id: str
     call: str
-    expected: object
+    expected: object = None
     args: list | None = None
+    formula: str | None = None
+    numbers: list[int] | None = None  # of the pairs in the first argument, which some go to the test by
+
+    def of(self, words: dict[str, object]) -> "Check":
+        """The check for one student, given what was drawn for that student."""
+        args = filled(self.args, words)
+        if self.formula:  # the instructor's own, as the rest of the rules
+            expected = eval(self.formula, {"__builtins__": {}}, words)
+        elif self.numbers:
+            numbered = list(zip(args[0], self.numbers))
+            expected = [[pair for pair, number in numbered if (number % 10 in words["tested"]) is side]
+                        for side in (False, True)]
+        else:
+            expected = filled(self.expected, words)
+        return replace(self, args=args, expected=expected, formula=None, numbers=None)
 
     @property
     def expression(self) -> str:
@@ -100,7 +121,9 @@ class Rules:
         try:
             content = tomllib.loads(self.path.read_text(encoding="utf-8"))
             adapter = content.get("adapter", {})
-            self.checks = [Check(**check) for check in content.get("check", [])]
+            self.drawn = self.path.parent / content["drawn"] if "drawn" in content else None
+            drawn = read_samples(self.drawn) if self.drawn else []
+            self.checks = [Check(**check) for check in content.get("check", []) + drawn]
             self.criteria = {name: Criterion(**adapter[name]) for name in LEARNT + KEPT if name in adapter}
         except (OSError, TypeError, ValueError) as error:
             raise CourseError(f"评分规则 {self.path} 读不懂（{error}）："
@@ -124,15 +147,16 @@ class Rules:
                     cells.append(GradeCell(name, about.grade_id, about.points, about.solution))
         return cells
 
-    @cached_property
-    def checks_of(self) -> dict[str, list[Check]]:
-        """The checks of each notebook."""
-        return {name: [check for check in self.checks if check.notebook == name] for name in NOTEBOOKS}
+    def checks_of(self, student: str) -> dict[str, list[Check]]:
+        """The checks of each notebook, with what was drawn for a student."""
+        words = own.values(student)
+        return {name: [check.of(words) for check in self.checks if check.notebook == name] for name in NOTEBOOKS}
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes with everything that points depend on, apart from what was submitted."""
-        files = [self.path, *([self.questions] if self.questions else []), *sorted(self.source.glob("*.ipynb"))]
+        beside = [file for file in (self.drawn, self.questions) if file]
+        files = [self.path, *beside, *sorted(self.source.glob("*.ipynb"))]
         parts = [*map(sha256, files), str(profile.current().base_model)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -158,6 +182,15 @@ def of_the_class() -> Path:
     """The rules that an instructor has drawn, the public ones where there are none."""
     drawn = OWN / DEFAULT.name
     return drawn if drawn.is_file() else DEFAULT
+
+
+def filled(value: object, words: dict[str, object]) -> object:
+    """A value with what was drawn in place of every ‹name›."""
+    if isinstance(value, list):
+        return [filled(part, words) for part in value]
+    if isinstance(value, dict):
+        return {key: filled(part, words) for key, part in value.items()}
+    return DRAWN.sub(lambda found: str(words[found[1]]), value) if isinstance(value, str) else value
 
 
 def same(expected: object, given: object) -> bool:

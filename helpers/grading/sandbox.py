@@ -185,8 +185,7 @@ def always_readable() -> list[str | Path]:
     python = {path for path in (sys.base_prefix, sys.prefix) if not Path(path).is_relative_to("/usr")}
     data = profile.ROOT / "data"
     course_data = [path for path in data.iterdir() if path.name != "homework"]
-    homework_sheets = data.glob("homework/*.xlsx")
-    return [*sorted(python), profile.ROOT / "helpers", profile.ROOT / "assets", *course_data, *homework_sheets]
+    return [*sorted(python), profile.ROOT / "helpers", profile.ROOT / "assets", *course_data]
 
 
 def _as_ordinary_user(outside):

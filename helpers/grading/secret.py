@@ -1,4 +1,4 @@
-"""An exam that nobody has: questions drawn for a class from a seed that only the instructor knows.
+"""An exam that nobody has: questions and inputs drawn for a class from a seed that only the instructor knows.
 
 make exam SEED=secret   writes the rules that `make grade` then grades by; without a seed it thinks of one.
 
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from helpers.data.convert import convert
 from helpers.data.readers import Layout
-from helpers.data.split import question_key, read_samples
+from helpers.data.split import question_key, read_samples, write_samples
+from helpers.grading import inputs
 from helpers.grading.rules import DEFAULT, OWN
 from helpers.judge.compare import EXAM, GENERAL, IDENTITY
 from helpers.knowledge import self_talk
@@ -30,7 +31,7 @@ from helpers.machine.process import shown
 from helpers.machine.profile import ROOT
 
 WORDINGS = ROOT / "data" / "homework" / "wordings.toml"
-QUESTIONS, SEED = "questions.jsonl", "seed.txt"
+QUESTIONS, CHECKS, SEED = "questions.jsonl", "checks.jsonl", "seed.txt"
 EXAM_QUESTIONS = 160  # more than one student is asked: those that his own training data tells are left out
 OF_EACH_KIND = 40
 SHORTEST_SEED = 12  # who has the repository can try all short ones
@@ -189,6 +190,7 @@ def make(seed: str, folder: Path = OWN) -> None:
         (beside / SEED).write_text(seed + "\n", encoding="utf-8")
         shutil.copy(DEFAULT, beside)
         write(questions, beside / QUESTIONS)
+        write_samples(inputs.draw(seed), beside / CHECKS)
 
 
 def _seed_of(folder):
