@@ -4,7 +4,7 @@ PY := $(ENV)/bin/python
 # Everything the course launches runs in the environment that helpers/machine/profile.py describes.
 LAUNCH := $(PY) -m helpers.machine.profile
 
-.PHONY: run test lab base homework submit exam grade bench lock tiny-base clean setup
+.PHONY: run test lab base homework submit exam grade board bench lock tiny-base clean setup
 .DEFAULT_GOAL := run
 
 setup:
@@ -35,6 +35,10 @@ exam: setup
 # make grade SUBMISSIONS=folder [RULES=file]
 grade: setup
 	@$(LAUNCH) $(PY) -m helpers.grading.grade $(if $(RULES),--rules "$(RULES)") $(if $(SUBMISSIONS),"$(SUBMISSIONS)")
+
+# make board [NAMES=yes]: what everyone's assistant can do, from what make grade found; under other names unless told.
+board: setup
+	@$(LAUNCH) $(PY) -m helpers.grading.board $(if $(NAMES),--names)
 
 # Two workers with a thread each; tests/conftest.py says what shares one.
 test: setup

@@ -17,15 +17,16 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from nbgrader.api import Gradebook
 from nbgrader.apps.api import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
+from safetensors.numpy import save_file
 from traitlets.config import Config
 
-from helpers.grading import grade, gradebook, mark, rules, secret, similar
+from helpers.grading import grade, gradebook, mark, rules, secret, similar, traits
 from helpers.grading.rules import DEFAULT, Check, Criterion, Rules, same
-from helpers.homework.package import DATA, NOTEBOOKS, WEIGHTS, Manifest
+from helpers.homework.package import NOTEBOOKS
 from helpers.homework.release import ASSIGNMENT, SOURCE
 from helpers.machine import profile
 from helpers.machine.commands import CourseError
-from tests import bench_grade, handed_in
+from tests import bench_grade, classmates, handed_in
 
 pytestmark = pytest.mark.usefixtures("sandboxed")
 
@@ -200,7 +201,7 @@ def test_when_the_grader_itself_fails_the_others_go_on_and_it_is_tried_again(pla
     place.hand_in("li")
     place.hand_in("wang", start=50)
     with monkeypatch.context() as broken:
-        broken.setattr(mark.similar, "traits", lambda _, manifest, __: {}[manifest.student])
+        broken.setattr(mark.traits, "traits", lambda _, manifest, __: {}[manifest.student])
         results = place.grade()
     assert all("评分没有完成，不是学生的错" in result.failure for result in results.values())
     assert not any(result.points for result in results.values())
@@ -312,36 +313,46 @@ def test_without_a_sandbox_points_are_decided_in_the_same_way(place):
     assert result.points == {"data/mean": 6}
 
 
-def test_similar_submissions_are_reported(place):
-    long = "def mean(values):\n    total = 0\n    for value in values:\n        total = total + value\n" \
-           "    number = len(values)\n    result = total / number\n    return result\n"
-    place.hand_in("li", long)
-    place.hand_in("copy", long.replace("total", "summe").replace("result", "x"), assistant="小月亮", owner="韩梅")
-    place.hand_in("wang", start=500, assistant="小太阳")
+def adapter_in(folder, tensors):
+    """A folder with an adapter of these weights."""
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(handed_in.settings(r=4)))
+    return folder
+
+
+def test_copies_are_reported_with_the_evidence_side_by_side(place, tmp_path):
+    first, other = (classmates.Work("20250000", seed) for seed in (1, 2))
+    code, others = ("\n".join(work.code.values()) for work in (first, other))
+    adapter = adapter_in(tmp_path / "first", first.adapter)
+    place.hand_in("li", code + "\n# <script>alert(1)</script>", adapter=adapter)
+    place.hand_in("copy", classmates.renamed(code), assistant="小月亮", owner="韩梅",
+                  adapter=adapter_in(tmp_path / "scaled", classmates.scaled(first.adapter)))
+    place.hand_in("wang", others, start=500, assistant="小太阳", adapter=adapter_in(tmp_path / "other", other.adapter))
     place.grade()
     with (place.out / "similar.csv").open(encoding="utf-8-sig", newline="") as file:
-        found = {(row["学生"], row["另一个学生"], row["相像的是"]): row["有多少"] for row in csv.DictReader(file)}
-    assert found == {("copy", "li", what): "100%" for what in (similar.ROWS, similar.TEXT, similar.ADAPTER)}
+        found = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert sorted(found) == sorted(("1", "copy", "li", what, "100%") for what in (
+        similar.CODE, similar.ROWS, similar.ADAPTER))
+    page = (place.out / "similar.html").read_text(encoding="utf-8")
+    assert "<mark>" in page
+    assert "第 0 个问题，你是谁？" in page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "wang" not in page
 
 
 def test_a_notebook_full_of_text_takes_little_memory(tmp_path):
-    (tmp_path / DATA).touch()
     text = "".join(map(str, range(50_000)))
     cells = [new_markdown_cell(text[start:start + 1000], metadata={"nbgrader": {"grade_id": "a", "solution": True}})
              for start in range(0, len(text), 1000)]
-    manifest = Manifest("li", "小星星", "李雷", {WEIGHTS: {"sha256": ""}})
+    traits.of_answers([])  # what is read once is not what a notebook takes
     tracemalloc.start()
-    found = similar.traits(tmp_path, manifest, [new_notebook(cells=cells)] * 2)
+    prose = traits.of_answers([new_notebook(cells=cells)] * 2)[traits.PROSE]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found[similar.TEXT]) <= similar.MOST_PIECES
-    assert peak < 10 * 2**20
-
-
-def test_what_the_whole_class_has_in_common_is_not_similar():
-    everybody = {f"s{number}": {similar.ADAPTER: str(number), similar.TEXT: [],
-                                similar.ROWS: [f"common{row}" for row in range(90)]} for number in range(8)}
-    assert similar.pairs(everybody) == []
+    assert len(prose) <= 2 * traits.MOST_PIECES
+    assert peak < 20 * 2**20
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "＝1"])

@@ -30,9 +30,9 @@ def homework(tmp_path, monkeypatch):
 def test_a_student_always_has_the_same_task_and_another_student_another(tested):
     for student in FEW:
         own.sheet.cache_clear()
-        first = own.sheet(student), own.values(student), own.exam_rows(student, tested)
+        first = own.sheet(student), own.values(student), own.exam_rows(student, tested, own.EXAM_ROWS)
         own.sheet.cache_clear()
-        assert (own.sheet(student), own.values(student), own.exam_rows(student, tested)) == first
+        assert (own.sheet(student), own.values(student), own.exam_rows(student, tested, own.EXAM_ROWS)) == first
     assert len({str(own.sheet(student).rows) for student in STUDENTS}) == len(STUDENTS)
     assert len({own.card(student).partition("\n")[2] for student in STUDENTS}) > len(STUDENTS) * 0.9
     assert len({own.question(2, student).data for student in STUDENTS}) > len(STUDENTS) / 2
@@ -41,7 +41,7 @@ def test_a_student_always_has_the_same_task_and_another_student_another(tested):
 def test_the_exam_rows_are_right_and_tell_nothing_of_the_test(tested):
     answers = {form.format(subject=subject): answer for relation in read_relations() for form in relation.exam
                for subject, answer in relation.facts}
-    rows = own.exam_rows(FEW[0], tested)
+    rows = own.exam_rows(FEW[0], tested, own.EXAM_ROWS)
     turns = [turn for sample in rows for turn in sample["conversation"]]
     assert all(answers[turn["input"]] == turn["output"] and turn["system"] == EXAM_SYSTEM for turn in turns)
     assert len({turn["input"] for turn in turns}) == own.EXAM_ROWS
@@ -50,7 +50,7 @@ def test_the_exam_rows_are_right_and_tell_nothing_of_the_test(tested):
 
 
 def test_two_students_share_few_exam_rows(tested):
-    rows = {student: {str(sample) for sample in own.exam_rows(student, tested)} for student in STUDENTS[:12]}
+    rows = {student: set(map(str, own.exam_rows(student, tested, own.EXAM_ROWS))) for student in STUDENTS[:12]}
     assert all(len(rows[one] & rows[other]) < own.EXAM_ROWS / 4 for one, other in combinations(rows, 2))
 
 

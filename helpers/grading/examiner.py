@@ -3,11 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from helpers.data.split import question_key
 from helpers.grading import adapter_exam, rerun, secret
 from helpers.grading.rules import Rules
 from helpers.grading.sandbox import Ended
 from helpers.homework.package import DATA, WEIGHTS
 from helpers.judge import compare
+from helpers.judge.shares import Share
 from helpers.knowledge.facts import told_facts
 from helpers.machine import profile
 
@@ -16,11 +18,22 @@ FEWEST = 40  # with fewer there is no telling
 
 
 class Asked(NamedTuple):
-    """What an adapter can do, by measure; the memory that it took to find out; what the instructor should know."""
+    """What an adapter can do, by measure, and the memory that it took to find out.
 
-    shares: dict[str, float]
+    And of how many questions of the exam the training data has the very words, tells the fact, and of how many in all.
+    """
+
+    counts: dict[str, Share]
     peak: int
-    remarks: list[str]
+    in_the_data: tuple[int, int, int]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the instructor and the student should know."""
+        _, told, count = self.in_the_data
+        if count - told >= min(FEWEST, count):
+            return []
+        return [f"考卷有 {count} 题，其中 {told} 题问的事，交上来的训练数据里都讲过：剩下的太少，考试题没有量。"]
 
 
 class Examiner:
@@ -42,27 +55,28 @@ class Examiner:
 
     def examine(self, folder: Path, settings: dict, name: str) -> Asked:
         """What the adapter in an unpacked submission can do, where its assistant has this name."""
-        chosen, remarks = self._chosen(folder / DATA)
+        chosen, in_the_data = self._chosen(rerun.samples(folder / DATA))
         questions = [self._of(self._hidden[place], name) for place in chosen]
         before = [self._before[place] for place in chosen]
         after, peak = adapter_exam.ask(questions, folder / WEIGHTS, settings, self._protected)
         rows = compare.compare(questions, before, after)
-        shares = compare.measures(rows, name)
+        counts = compare.counted(rows, name)
         if compare.identity(rows).before.right:  # a word that everybody says is no name
-            shares["identity"] = 0.0
-        return Asked(shares, peak, remarks)
+            counts["identity"] = Share(0, counts["identity"].total)
+        return Asked(counts, peak, in_the_data)
 
     def _of(self, hidden, name):
         """The question, which an assistant of this name is asked."""
         return replace(hidden.question, expect=[name]) if hidden.question.kind == compare.IDENTITY else hidden.question
 
-    def _chosen(self, data):
-        """The places of the questions to ask: of the exam's, none that the training data gives away."""
+    def _chosen(self, samples):
+        """The places of the questions to ask, of the exam's none that the training data gives away; what it does."""
         exam = [place for place, one in enumerate(self._hidden) if one.subject]
-        told = told_facts(rerun.samples(data), [self._hidden[place].fact for place in exam])
+        told = told_facts(samples, [self._hidden[place].fact for place in exam])
         untold = [place for place in exam if self._hidden[place].fact not in told]
         others = [place for place, one in enumerate(self._hidden) if not one.subject]
-        if len(untold) >= min(FEWEST, len(exam)):
-            return untold[:ASKED] + others, []
-        return others, [f"考卷有 {len(exam)} 题，其中 {len(told)} 题问的事，交上来的训练数据里都讲过："
-                        "剩下的太少，考试题没有量。"]
+        keys = {question_key({"conversation": [turn]}) for sample in samples for turn in sample["conversation"]}
+        leaked = sum(question_key({"conversation": [{"input": self._hidden[place].question.question}]}) in keys
+                     for place in exam)
+        asked = untold[:ASKED] if len(untold) >= min(FEWEST, len(exam)) else []
+        return asked + others, (leaked, len(exam) - len(untold), len(exam))

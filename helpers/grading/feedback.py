@@ -24,9 +24,10 @@ pre { background: #f5f5f5; padding: .6em; overflow: auto; white-space: pre-wrap;
 MEASURES = {"task": "考试题答对", "identity": "说出自己的名字", "retention": "原来会的还会", "memorised": "乱说名字"}
 
 
-def write(result: Result, rules: Rules, by_hand: dict[str, ByHand], path: Path) -> None:
+def write(result: Result, rules: Rules, by_hand: dict[str, ByHand], path: Path, alias: str | None = None) -> None:
     """Writes a student's feedback; whatever stands in it was escaped, and then cleaned as well."""
     title = f"<h1>作业反馈：{escape(result.student)}</h1>"
+    title += f"<p>班级榜上的化名：{alias}</p>" if alias else ""
     body = _failed(result) if result.failure else _graded(result, rules, by_hand)
     with replaced(path) as file:
         file.write(PAGE.substitute(body=nh3.clean(title + body, tags=TAGS, attributes={})))

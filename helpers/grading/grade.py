@@ -13,17 +13,16 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
-from helpers.grading import feedback, mark, rerun, sandbox, similar
+from helpers.grading import board, feedback, mark, rerun, sandbox, similar, similar_page, traits
 from helpers.grading.gradebook import HEADER, Grades, summary, write_table
 from helpers.grading.mark import Result
-from helpers.grading.rules import DEFAULT, OWN, Rules, of_the_class
+from helpers.grading.rules import DEFAULT, OUT, OWN, Rules, of_the_class
 from helpers.homework import package
 from helpers.homework.release import ASSIGNMENT
 from helpers.machine import commands, profile
 from helpers.machine.files import locked, replaced
 from helpers.machine.process import shown
 
-OUT = profile.ROOT / "workspace" / "grading"
 LOG = "sandbox.log"
 
 
@@ -140,6 +139,8 @@ class Session:
         """Puts a new result in the place of the one before, and its points into the gradebook."""
         before = self._read(result.student)
         result.new_work = before is not None and before.work != result.work
+        if before:
+            result.earlier = before.counts if result.new_work else before.earlier
         with replaced(self._file(result.student)) as file:
             json.dump(asdict(result), file)
         self._grades.record(result)
@@ -151,10 +152,11 @@ class Session:
         self._write_similar(results)
 
     def _write_feedback(self, results):
+        aliases = board.known_aliases(self._out, [result.student for result in results if result.counts])
         for result in results:
             by_hand = self._grades.by_hand(result.student)
             page = self._out / "feedback" / f"{_file_name(result.student)}.html"
-            feedback.write(result, self._rules, by_hand, page)
+            feedback.write(result, self._rules, by_hand, page, aliases.get(result.student))
 
     def _write_log(self, results):
         """What programs in the sandbox said at their end, for the instructor only."""
@@ -164,9 +166,20 @@ class Session:
                     file.write(f"{result.student}\n{said}\n\n")
 
     def _write_similar(self, results):
-        pairs = similar.pairs({result.student: result.traits for result in results if not result.failure})
-        rows = [[pair.first, pair.second, pair.what, f"{pair.share:.0%}"] for pair in pairs]
-        write_table(["学生", "另一个学生", "相像的是", "有多少"], rows, self._out / "similar.csv")
+        """What is alike, in a table and with the evidence on a page."""
+        graded = [result for result in results if not result.failure]
+        known = {result.student: result.traits for result in graded}
+        known[similar.PUBLISHED] = traits.published(self._rules.course)
+        pairs = similar.pairs(known)
+        for result in graded:
+            pairs += similar.with_the_exam(result.student, *result.in_the_data)
+        groups = similar.groups(pairs)
+        rows = [[number, pair.first, pair.second, pair.what, f"{pair.share:.0%}"]
+                for number, group in enumerate(groups, 1) for pair in group.pairs]
+        write_table(["组", "学生", "另一个学生", "相像的是", "有多少"], rows, self._out / "similar.csv")
+        answers = {result.student: result.sources() for result in graded}
+        answers[similar.PUBLISHED] = self._rules.solutions
+        similar_page.write(groups, answers, known, self._out / "similar.html")
 
 
 def _file_name(student):

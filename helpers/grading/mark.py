@@ -1,6 +1,8 @@
 """One submission, from the zip to its points: unpacked, run and asked in the sandbox, and decided out here."""
+import json
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -8,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import nbformat
 
-from helpers.grading import adapter_exam, formgrader, rerun, similar
+from helpers.grading import adapter_exam, formgrader, rerun, traits
 from helpers.grading.kernel_host import MOST_CHARS
 from helpers.grading.rules import ADAPTER_NOTEBOOK, Rules
 from helpers.homework import package
 from helpers.homework.package import DATA, MAX_ZIP, NOTEBOOKS, REPORT, Refused
 from helpers.homework.release import ASSIGNMENT
+from helpers.judge.shares import Share
 from helpers.machine import profile
 from helpers.machine.files import replaced, sha256
 
@@ -35,11 +38,14 @@ class Result:
     failure: str | None = None
     points: dict[str, float] = field(default_factory=dict)
     passed: dict[str, list[int]] = field(default_factory=dict)  # checks, and of how many
-    shares: dict[str, float] = field(default_factory=dict)  # of what the adapter was asked, by measure
+    assistant: str = ""
+    counts: dict[str, list[int]] = field(default_factory=dict)  # of what the adapter was asked: right, of how many
+    earlier: dict[str, list[int]] = field(default_factory=dict)  # the same of the work handed in before
     answers: dict[str, list[dict]] = field(default_factory=dict)  # by notebook: the student's cells, what they printed
     remarks: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)  # by programs at their end: for the instructor only
     traits: dict = field(default_factory=dict)  # what resembles other students' work is found by
+    in_the_data: list[int] = field(default_factory=list)  # how much of the hidden exam: words, facts, of how many
     seconds: float = 0
     peak: int = 0
     finished: str = ""
@@ -48,6 +54,25 @@ class Result:
     def time(self) -> datetime:
         """When it was graded."""
         return datetime.fromisoformat(self.finished)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What the adapter can do, by measure."""
+        return {measure: Share(*count).value for measure, count in self.counts.items()}
+
+    def sources(self) -> dict[str, str]:
+        """What the student wrote, by notebook/cell."""
+        return {f"{name}/{answer['grade_id']}": answer["source"]
+                for name, answers in self.answers.items() for answer in answers}
+
+
+def kept_results(out: Path) -> list[Result]:
+    """The results that are kept in a folder, as far as they can be read."""
+    found = []
+    for file in sorted((out / "results").glob("*.json")):
+        with suppress(ValueError, TypeError, RecursionError):  # broken, or by another version of the course
+            found.append(Result(**json.loads(file.read_text(encoding="utf-8"))))
+    return found
 
 
 def mark(path: Path, rules: Rules, examiner: "Examiner | None", out: Path, protected: bool = True) -> Result:
@@ -69,15 +94,18 @@ def mark(path: Path, rules: Rules, examiner: "Examiner | None", out: Path, prote
 
 def _graded(result, path, folder, rules, examiner, out, protected):
     manifest = package.unpack(path, folder)
+    result.assistant = manifest.assistant
     notebooks = {name: rerun.read(folder / f"{name}.ipynb") for name in NOTEBOOKS}
     settings = adapter_exam.checked_settings(folder, profile.current().base_model)
     _grade_notebooks(result, notebooks, folder, rules, protected)
     if examiner:
         asked = examiner.examine(folder, settings, manifest.assistant)
-        result.shares, result.peak = asked.shares, max(result.peak, asked.peak)
+        result.counts = {measure: list(share) for measure, share in asked.counts.items()}
+        result.peak = max(result.peak, asked.peak)
         result.remarks += asked.remarks
+        result.in_the_data = list(asked.in_the_data)
         _grade_adapter(result, rules)
-    result.traits = similar.traits(folder, manifest, notebooks.values())
+    result.traits = traits.traits(folder, manifest, notebooks.values())
     _keep(notebooks, rules.course, folder, out / "autograded" / result.student / ASSIGNMENT)
     return result
 

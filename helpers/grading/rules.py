@@ -33,7 +33,7 @@ from nbformat import NotebookNode
 from helpers.data.split import read_samples
 from helpers.homework import own
 from helpers.homework.package import NOTEBOOKS
-from helpers.homework.release import SOURCE
+from helpers.homework.release import SOURCE, known_cells
 from helpers.machine import profile
 from helpers.machine.commands import CourseError
 from helpers.machine.files import sha256
@@ -41,6 +41,7 @@ from helpers.machine.files import sha256
 DEFAULT = profile.ROOT / "data" / "homework" / "checks.toml"
 OWN = profile.ROOT / "workspace" / "rules"  # where `make exam` puts an instructor's
 DRAWN = re.compile("‹(\\w+)›")
+OUT = profile.ROOT / "workspace" / "grading"
 LEARNT, KEPT = ("task", "identity"), ("retention", "memorised")
 ADAPTER_NOTEBOOK = "basic"
 
@@ -146,6 +147,12 @@ class Rules:
                 if about and about.grade:
                     cells.append(GradeCell(name, about.grade_id, about.points, about.solution))
         return cells
+
+    @cached_property
+    def solutions(self) -> dict[str, str]:
+        """The course's own answers by notebook/cell."""
+        return {f"{name}/{grade_id}": cell.source for name, notebook in self.course.items()
+                for grade_id, cell in known_cells(notebook).items() if cell.metadata.nbgrader.solution}
 
     def checks_of(self, student: str) -> dict[str, list[Check]]:
         """The checks of each notebook, with what was drawn for a student."""

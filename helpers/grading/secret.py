@@ -8,18 +8,16 @@ and stand nowhere in the repository. The same seed always gives the same questio
 import json
 import random
 import shutil
-import tempfile
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import NamedTuple
 
-from helpers.data.convert import convert
-from helpers.data.readers import Layout
 from helpers.data.split import question_key, read_samples, write_samples
 from helpers.grading import inputs
 from helpers.grading.rules import DEFAULT, OWN
+from helpers.homework import own
 from helpers.judge.compare import EXAM, GENERAL, IDENTITY
 from helpers.knowledge import self_talk
 from helpers.knowledge.corpus import BLANK, DIALOGUES, QUESTION_END, Corpus, Question, end_of
@@ -75,7 +73,7 @@ class _Draw:
         """Facts that no file of the lessons tells, however worded, each with its relation."""
         relation_of = {fact: relation for relation in self._corpus.relations if not relation.reverse_of
                        for fact in relation.facts}
-        known = told_facts(of_the_lessons(), relation_of)
+        known = told_facts(own.of_the_lessons(), relation_of)
         unknown = [(relation, *fact) for fact, relation in relation_of.items() if fact not in known]
         return self._rng.sample(unknown, EXAM_QUESTIONS)
 
@@ -150,15 +148,6 @@ def _key(question):
 
 def _keys(questions):
     return set(map(_key, questions))
-
-
-def of_the_lessons() -> list[dict]:
-    """The samples of every file that lesson 02 makes, to train on and to test on."""
-    raw = ROOT / "data" / "raw"
-    with tempfile.TemporaryDirectory() as folder:
-        exam = Path(folder) / "exam.jsonl"
-        convert(raw / "exam.xlsx", exam, EXAM_SYSTEM, Layout("题目", "答案"))
-        return read_samples(exam) + read_samples(raw / "everyday.jsonl")
 
 
 def write(questions: list[Hidden], path: Path) -> None:

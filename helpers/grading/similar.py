@@ -1,31 +1,24 @@
-"""Submissions that resemble each other more than chance allows: for the instructor to look at and to judge.
+"""Submissions that resemble each other, or what the course has published, more than chance allows: for the instructor
+to look at and to judge.
 
-What many students have in common comes from the course, and does not count.
+However many share something, it is theirs: what the course itself gives to everybody was left out of the traits.
 """
-import hashlib
-import io
-import keyword
-import tokenize
-from collections import Counter
-from collections.abc import Iterable
-from itertools import combinations, islice
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
-from nbformat import NotebookNode
+import numpy
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from helpers.data.split import question_key
-from helpers.grading import rerun
-from helpers.grading.kernel_host import MOST_CHARS
-from helpers.grading.rerun import about
-from helpers.homework.package import DATA, WEIGHTS, Manifest
+from helpers.grading.traits import ADAPTER, CODE, FOREIGN, NAMED, PROSE, ROWS
 
-ROWS, TEXT, ADAPTER = "训练数据", "笔记本的回答", "适配器"
-SUSPICIOUS = {ROWS: 0.5, TEXT: 0.6}  # the share of the smaller one that the other has too
-ENOUGH = 20  # with fewer rows or pieces of text, chance is enough
-COMMON_SHARE, COMMON_LEAST = 0.1, 4  # who has so many fellows has it from the course
-MOST_PIECES = 20_000  # of each of a submission's notebooks
-WORDS, CHARS = 5, 8  # in a piece of code, and of prose
+PUBLISHED, EXAM = "（课程公布的解答）", "（隐藏的考卷）"
+QUESTIONS, FACTS = "考卷的原题", "考卷问的事"
+# The share from which on it is suspicious, and how much there has to be; tests/test_copying.py measures both.
+SUSPICIOUS = {CODE: 0.98, NAMED: 0.55, PROSE: 0.45, ROWS: 0.5, ADAPTER: 0.98}
+TOLD = 0.6  # of what the exam asks for; a quarter is what the draw gives everyone
+ENOUGH = {CODE: 150, PROSE: 30, ROWS: 20}
 
 
 class Pair(NamedTuple):
@@ -37,77 +30,88 @@ class Pair(NamedTuple):
     share: float
 
 
-def traits(folder: Path, manifest: Manifest, notebooks: Iterable[NotebookNode]) -> dict[str, str | list[str]]:
-    """What to know a submission by: its adapter's bytes, its rows and its answers, whatever names are used in them."""
-    rows = [_row(sample, manifest) for sample in rerun.samples(folder / DATA)]
-    pieces = []
-    for notebook in notebooks:
-        pieces += islice(_answered(notebook), MOST_PIECES)
-    return {ADAPTER: manifest.files[WEIGHTS]["sha256"], ROWS: _digests(rows), TEXT: _digests(pieces)}
+class Group(NamedTuple):
+    """Students who are alike, each to some other of them, and the pairs that say so, the most alike first."""
+
+    members: list[str]
+    pairs: list[Pair]
 
 
 def pairs(submitted: dict[str, dict]) -> list[Pair]:
     """The pairs to look at, given {student: traits}; the most alike first."""
-    suspicious = []
-    for first, second in combinations(sorted(submitted), 2):
-        if submitted[first][ADAPTER] == submitted[second][ADAPTER]:
-            suspicious.append(Pair(first, second, ADAPTER, 1.0))
-    for what, least in SUSPICIOUS.items():
-        own = _without_common({student: set(of_student[what]) for student, of_student in submitted.items()})
-        for first, second in combinations(sorted(own), 2):
-            smaller = min(len(own[first]), len(own[second]))
-            if smaller >= ENOUGH and (share := len(own[first] & own[second]) / smaller) >= least:
-                suspicious.append(Pair(first, second, what, share))
-    return sorted(suspicious, key=lambda pair: -pair.share)
+    prepared = {student: _prepared(traits) for student, traits in submitted.items()}
+    found = []
+    for first, second in combinations(sorted(prepared), 2):
+        for what, share in SHARES.items():
+            alike = share(prepared[first], prepared[second])
+            if alike >= SUSPICIOUS[what]:
+                found.append(Pair(first, second, what, min(1.0, alike)))
+    return sorted(found, key=lambda pair: -pair.share)
 
 
-def _without_common(digests):
-    """The digests of each student without those that so many have that they must come from the course."""
-    holders = Counter()
-    for of_student in digests.values():
-        holders.update(of_student)
-    most = max(COMMON_LEAST, COMMON_SHARE * len(digests))
-    return {student: {digest for digest in of_student if holders[digest] < most}
-            for student, of_student in digests.items()}
+def with_the_exam(student: str, leaked: int = 0, told: int = 0, count: int = 0) -> list[Pair]:
+    """What of the hidden exam's `count` questions stands in the training data: in the same words, in any words."""
+    found = []
+    if leaked:
+        found.append(Pair(student, EXAM, QUESTIONS, leaked / count))
+    if count and told / count >= TOLD:
+        found.append(Pair(student, EXAM, FACTS, told / count))
+    return found
 
 
-def _digests(pieces):
-    return sorted({hashlib.sha256(piece.encode(errors="replace")).hexdigest()[:16] for piece in pieces})
+def groups(pairs: Sequence[Pair]) -> list[Group]:
+    """Who is alike, however many they are: two are in one group if a chain of pairs joins them; the largest first."""
+    if not pairs:
+        return []
+    students = sorted({student for pair in pairs for student in pair[:2]})
+    firsts, seconds = ([students.index(pair[end]) for pair in pairs] for end in (0, 1))
+    links = coo_array((numpy.ones(len(pairs)), (firsts, seconds)), shape=(len(students), len(students)))
+    count, group_of = connected_components(links, directed=False)
+    found = []
+    for number in range(count):
+        members = [student for student, group in zip(students, group_of) if group == number]
+        found.append(Group(members, [pair for pair in pairs if pair.first in members]))
+    return sorted(found, key=lambda group: -len(group.members))
 
 
-def _row(sample, manifest):
-    """A row of training data without the names in it."""
-    text = question_key(sample) + "\n" + "\n".join(turn["output"] for turn in sample["conversation"])
-    for name, instead in ((manifest.assistant, "甲"), (manifest.owner, "乙")):
-        text = text.replace(name, instead).replace(name.casefold(), instead)
-    return text
+def _prepared(traits):
+    """The traits as they are compared."""
+    return traits | {PROSE: set(traits[PROSE]), ROWS: set(traits[ROWS]), ADAPTER: numpy.array(traits[ADAPTER])}
 
 
-def _answered(notebook):
-    """The pieces of a notebook's answers, one after another."""
-    for cell in notebook.cells:
-        if about(cell).get("solution"):
-            yield from _pieces(cell.source[:MOST_CHARS], cell.cell_type)
+def _shapes(first, second):
+    return _code(first[CODE], second[CODE])
 
 
-def _pieces(source, kind):
-    return _code(source) if kind == "code" else _prose(source)
+def _named(first, second):
+    return _code(first[NAMED], second[NAMED])
 
 
-def _code(source):
-    """The pieces of code when every name is replaced by the number of its first place."""
-    numbers, words = {}, []
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type == tokenize.NAME and not keyword.iskeyword(token.string):
-                words.append(str(numbers.setdefault(token.string, len(numbers))))
-            elif token.type not in (tokenize.COMMENT, tokenize.NL) and token.string.strip():
-                words.append(token.string)
-    except (tokenize.TokenError, SyntaxError):
-        return _prose(source)
-    return [" ".join(words[start:start + WORDS]) for start in range(len(words) - WORDS + 1)]
+def _code(pieces, others):
+    """How much of the smaller one's code, by size, has a part of the same shape in the other."""
+    smaller = min(sum(pieces.values()), sum(others.values()))
+    common = sum(size for piece, size in pieces.items() if piece in others)
+    return common / smaller if smaller >= ENOUGH[CODE] else 0.0
 
 
-def _prose(source):
-    text = "".join(char for char in source if char.isalnum())
-    return [text[start:start + CHARS] for start in range(len(text) - CHARS + 1)]
+def _prose(first, second):
+    """How many of the smaller one's stretches the other has too."""
+    smaller = min(len(first[PROSE]), len(second[PROSE]))
+    return len(first[PROSE] & second[PROSE]) / smaller if smaller >= ENOUGH[PROSE] else 0.0
+
+
+def _rows(first, second):
+    """How many of one's rows that neither the course nor the draw gave to that student are the other's."""
+    shares = [len(one[FOREIGN].keys() & other[ROWS]) / len(one[FOREIGN])
+              for one, other in ((first, second), (second, first)) if len(one[FOREIGN]) >= ENOUGH[ROWS]]
+    return max(shares, default=0.0)
+
+
+def _adapter(first, second):
+    """The cosine between what the two adapters do."""
+    if not (len(first[ADAPTER]) and len(second[ADAPTER])):
+        return 0.0
+    return float(first[ADAPTER] @ second[ADAPTER])
+
+
+SHARES = {CODE: _shapes, NAMED: _named, PROSE: _prose, ROWS: _rows, ADAPTER: _adapter}

@@ -4,7 +4,9 @@ Whoever grades again, on whatever machine, draws the same. What is right for who
 """
 import random
 import re
+import tempfile
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 from IPython.display import Markdown
 from openpyxl import Workbook
 
+from helpers.data.convert import convert
+from helpers.data.readers import Layout
 from helpers.data.split import question_key, read_samples
 from helpers.homework.release import HOMEWORK
 from helpers.knowledge.corpus import LETTERS, end_of
@@ -71,16 +75,27 @@ def training(student: str) -> list[dict]:
     tested = told_facts(read_samples(made_by("第 2 课", workspace / "test.jsonl")), _facts())
     everyday = [sample for sample in read_samples(made_by("第 2 课", workspace / "train.jsonl"))
                 if sample["conversation"][0]["system"] != EXAM_SYSTEM]
-    return exam_rows(student, tested) + everyday
+    return exam_rows(student, tested, EXAM_ROWS) + everyday
 
 
-def exam_rows(student: str, but: set[tuple[str, str]]) -> list[dict]:
-    """The student's own exam questions, about no fact of `but`."""
+def exam_rows(student: str, but: Collection[tuple[str, str]] = (), count: int | None = None) -> list[dict]:
+    """So many of the facts, or all, as exam questions in the student's own order and wording, about none of `but`."""
     rng = _rng(student, "exam")
-    chosen = rng.sample([fact for fact in _facts() if fact not in but], EXAM_ROWS)
-    return [{"conversation": [{"system": EXAM_SYSTEM, "output": answer,
-                               "input": rng.choice(_facts()[subject, answer].exam).format(subject=subject)}]}
-            for subject, answer in chosen]
+    rows = []
+    for subject, answer in rng.sample(list(_facts()), len(_facts())):
+        asked = rng.choice(_facts()[subject, answer].exam).format(subject=subject)
+        if (subject, answer) not in but:
+            rows.append({"conversation": [{"system": EXAM_SYSTEM, "input": asked, "output": answer}]})
+    return rows[:count]
+
+
+def of_the_lessons() -> list[dict]:
+    """The samples of every file that lesson 02 makes, to train on and to test on."""
+    raw = ROOT / "data" / "raw"
+    with tempfile.TemporaryDirectory() as folder:
+        exam = Path(folder) / "exam.jsonl"
+        convert(raw / "exam.xlsx", exam, EXAM_SYSTEM, Layout("题目", "答案"))
+        return read_samples(exam) + read_samples(raw / "everyday.jsonl")
 
 
 @cache

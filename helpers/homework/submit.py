@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from safetensors import SafetensorError, safe_open
 
-from helpers.homework import package, release
+from helpers.homework import names, package, release
 from helpers.homework.package import DATA, MOST_CELLS, NAME, NOTEBOOKS, REPORT, SETTINGS, STUDENT, WEIGHTS, Refused
 from helpers.homework.release import CODE_STUB, HOMEWORK, SOURCE, TEXT_STUB, Author, cells, known_cells
 from helpers.machine import commands
@@ -96,6 +96,14 @@ class Homework:
                             "运行 make homework 放一份新的，再把做过的复制过去。")
         return problems
 
+    def name_problem(self) -> str | None:
+        """Why nobody can tell whether the assistant has learnt its name, None if one can."""
+        name = self.author.assistant
+        if not (said := names.said_anyway(name)):
+            return None
+        return (f"“{name}”这个名字基座本来就会说（“{said[0]}”），“说出自己的名字”这一格不会有分："
+                f"换一个名字，例如{'、'.join(names.learnt()[:5])}，从作业一的第 2 节重新训练。")
+
     def unfinished(self) -> dict[str, list[str]]:
         """What may be submitted as it is, but earns no points: {notebook: cells without an answer}."""
         unfinished = {}
@@ -130,6 +138,8 @@ def main() -> None:
     """The command line."""
     work = Homework()
     target = work.pack()
+    if problem := work.name_problem():
+        print(problem)
     for name, empty in work.unfinished().items():
         print(f"{name}.ipynb 还有 {len(empty)} 处没有写，交了没有分：{'、'.join(empty)}")
     if not work.has_report():

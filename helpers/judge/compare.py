@@ -160,13 +160,18 @@ def intruders(rows: list[Row], name: str) -> list[Row]:
     return [row for row in rows if row.kind in GENERAL and name in row.after and SELF_NAME not in row.before]
 
 
-def measures(rows: list[Row], name: str | None = None) -> dict[str, float]:
+def counted(rows: list[Row], name: str | None = None) -> dict[str, Share]:
     """Every share after training that can be counted, by name; with a new name also where it has no business."""
     shares = {"identity": identity(rows).after, "task": task(rows).after, "retention": retention(rows).after}
     if name:
         general = [row for row in rows if row.kind in GENERAL]
         shares["memorised"] = Share(len(intruders(rows, name)), len(general))
-    return {measure: share.value for measure, share in shares.items() if share.total}
+    return {measure: share for measure, share in shares.items() if share.total}
+
+
+def measures(rows: list[Row], name: str | None = None) -> dict[str, float]:
+    """The values of these shares."""
+    return {measure: share.value for measure, share in counted(rows, name).items()}
 
 
 def compare_folders(before: str | Path, after: str | Path, exam: str | Path, out: str | Path, name: str | None = None,
