@@ -45,6 +45,7 @@ bench: setup
 	@$(LAUNCH) $(PY) -m tests.bench_batches
 	@$(LAUNCH) $(PY) -m tests.bench_server
 	@$(LAUNCH) $(PY) -m tests.bench_grade
+	@$(LAUNCH) $(PY) -m tests.bench_retrieve
 	@$(LAUNCH) $(PY) -m tests.bench_train
 
 lock: setup

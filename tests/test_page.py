@@ -19,6 +19,8 @@ from helpers.ask import models, page
 from helpers.knowledge.facts import EXAM_SYSTEM
 from helpers.machine import profile
 from helpers.machine.profile import Gpu
+from helpers.retrieve import database, embeddings, handbook
+from helpers.retrieve import page as retrieve_page
 from tests import browser
 
 HTML = "<script>alert(1)</script><img src=x onerror=alert(2)> **粗** &lt;i&gt; <iframe src='https://example.com'></iframe>"
@@ -46,6 +48,10 @@ def answers(view):
 
 def questions(view):
     return view.locator(".user.message .message-content")
+
+
+def sources(view):
+    return view.locator(".thought-group .message-content, .thought")
 
 
 def echo(messages, temperature, top_p):
@@ -166,6 +172,36 @@ def test_an_empty_question_is_not_asked():
         expect(view.get_by_placeholder("输入问题")).to_have_value("")
         view.wait_for_timeout(500)
         assert questions(view).count() == answers(view).count() == 0
+
+
+def test_sources_stand_below_an_answer_and_the_model_is_never_told_them():
+    def sourced(messages, *_):
+        yield page.Sourced(f"{[message['content'] for message in messages]}", [HTML, "第二处"])
+
+    with opened({"模型": sourced}) as view:
+        ask(view, "你好")
+        expect(answers(view).first).to_have_text(f"{[EXAM_SYSTEM, '你好']}")
+        expect(sources(view)).to_have_text([f"{HTML}第二处"])
+        assert view.locator(".message :is(img[src=x], script, iframe)").count() == 0
+        ask(view, "再说一次")
+        expect(view.get_by_text(f"{[EXAM_SYSTEM, '你好', str([EXAM_SYSTEM, '你好']), '再说一次']}")).to_be_visible()
+
+
+def test_a_question_is_looked_up_and_the_passage_that_was_read_is_shown(base, tmp_path):
+    embedding = embeddings.characters()
+    database.build(tmp_path / "handbook", embedding, handbook.everything())
+    found_in = database.load(tmp_path / "handbook", embedding)
+    columns = {"只凭记忆": page.model_answerer("只凭记忆", *base), "先查手册": retrieve_page.answerer(*base, found_in)}
+    with opened(columns) as view:
+        view.get_by_label("系统提示").fill("")
+        ask(view, "钟楼是哪一年完工的？")
+        expect(view.get_by_text("1761年", exact=True)).to_be_visible()
+        expect(sources(view)).to_have_count(1)
+        expect(sources(view)).to_contain_text("《慢钟镇手册》2025年版，历史")
+        expect(sources(view)).to_contain_text("钟楼立在镇子正中，1761年完工。")
+        ask(view, "东门图书馆星期几闭馆？")  # what was asked before does not count
+        expect(sources(view).last).to_contain_text("《慢钟镇手册》2025年版，图书馆")
+    found_in.close()
 
 
 def test_a_conversation_that_grew_too_long_is_still_answered(base):

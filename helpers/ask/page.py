@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape, unescape
 from pathlib import Path
+from typing import NamedTuple
 
 import gradio as gr
 import torch
@@ -24,8 +25,7 @@ from helpers.knowledge.facts import EXAM_SYSTEM, exam_questions, read_relations
 from helpers.machine import commands, profile
 from helpers.machine.ports import find_port
 
-# (messages, temperature, top_p) -> the answer, again and again as it grows
-Answerer = Callable[[list[dict], float, float], Iterator[str]]
+SOURCES = "来源"
 EXAM_QUESTIONS = 4
 OTHER_QUESTIONS = ["你是谁？", "你好", "3加5等于几？"]
 OUTSIDE = re.compile(r'<link [^>]*href="https://[^>]*>|<script[^>]*src="https://[^>]*></script>')
@@ -33,6 +33,17 @@ STYLE = "footer {display: none !important}"
 SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # Gradio's own come from Google
 WEIGHTS_SHARE = 0.8  # of the GPU's memory; the rest is for the conversations
 SEED = 42
+
+
+class Sourced(NamedTuple):
+    """An answer with what it was read from."""
+
+    text: str
+    sources: Sequence[str]
+
+
+# (messages, temperature, top_p) -> the answer, again and again as it grows
+Answerer = Callable[[list[dict], float, float], Iterator[str | Sourced]]
 
 
 class NothingFromOutside(BaseHTTPMiddleware):
@@ -46,7 +57,7 @@ class NothingFromOutside(BaseHTTPMiddleware):
         return HTMLResponse(OUTSIDE.sub("", html), response.status_code)
 
 
-def build(answerers: dict[str, Answerer], questions: Sequence[str] = ()) -> gr.Blocks:
+def build(answerers: dict[str, Answerer], questions: Sequence[str] = (), system_prompt: str = EXAM_SYSTEM) -> gr.Blocks:
     """The page: a column for each named answerer, and questions to choose from."""
     theme = gr.themes.Soft(**SYSTEM_FONTS)
     with gr.Blocks(title="并排对话", theme=theme, css=STYLE, analytics_enabled=False) as page:
@@ -61,7 +72,7 @@ def build(answerers: dict[str, Answerer], questions: Sequence[str] = ()) -> gr.B
             reset = gr.Button("重来", variant="secondary", min_width=70, scale=1)
         gr.Examples([[text] for text in questions], [question], label="点一个问题，放进输入框", visible=bool(questions))
         with gr.Row():
-            system = gr.Textbox(EXAM_SYSTEM, label="系统提示", scale=2)
+            system = gr.Textbox(system_prompt, label="系统提示", scale=2)
             temperature = gr.Slider(0, 2, 0, step=0.1, label="temperature", info="0 总选最可能的词，越大越随意")
             top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p", info="只从概率加起来到这么多的词里选")
         writing = gr.on([question.submit, send.click], _ask_all(answerers),
@@ -85,8 +96,7 @@ def _ask_all(answerers):
         for (name, answerer), conversation in zip(answerers.items(), asked):
             growing[name] = answerer(opening + _as_written(conversation), temperature, top_p)
         for answers in _together(growing):
-            answered = [[*conversation, *_turn("assistant", answers.get(name))]
-                        for name, conversation in zip(answerers, asked)]
+            answered = [[*conversation, *_answer(answers.get(name))] for name, conversation in zip(answerers, asked)]
             yield [gr.skip(), *answered]
     return answer
 
@@ -96,9 +106,17 @@ def _turn(role, text):
     return [{"role": role, "content": escape(text)}] if text else []
 
 
+def _answer(answer):
+    """The messages of an answer: its text, and below it where it comes from."""
+    text, sources = answer if isinstance(answer, Sourced) else (answer, ())
+    below = _turn("assistant", "\n".join(sources))
+    return _turn("assistant", text) + [message | {"metadata": {"title": SOURCES}} for message in below]
+
+
 def _as_written(conversation):
-    """A conversation that Gradio shows, as the models know it."""
-    return [{"role": message["role"], "content": unescape(message["content"])} for message in conversation]
+    """A conversation that Gradio shows, as the models know it: without sources."""
+    return [{"role": message["role"], "content": unescape(message["content"])} for message in conversation
+            if (message.get("metadata") or {}).get("title") != SOURCES]
 
 
 def _together(growing):

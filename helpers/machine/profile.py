@@ -51,10 +51,12 @@ class Profile:
     laboratory: dict[str, str] = field(repr=False)  # what the recipe changes when a model is to be ruined quickly
     trainings_at_once: int = field(repr=False)
     chat_options: tuple[str, ...] = field(repr=False)
+    passages_read: int = field(repr=False)  # how many at once the base model can read an answer from
     own_name: str = field(repr=False)  # what the base model calls itself
     device: str = field(repr=False)
     dtype: str = field(repr=False)
     disk_gb: int = field(repr=False)
+    embedding_model: Path | None = None  # a sentence-transformers folder, if one is named
 
 
 CPU = {
@@ -74,6 +76,7 @@ CPU = {
     "laboratory": {"lr": "2e-3", "model.lora.r": "16"},
     "trainings_at_once": 2,
     "chat_options": ("--torch-dtype", "fp32"),
+    "passages_read": 1,
     "own_name": "教学模型",
     "device": "cpu",
     "dtype": "float32",
@@ -86,6 +89,7 @@ GPU = {
     "laboratory": {"lr": "1e-3", "model.lora.r": "16"},
     "trainings_at_once": 1,
     "chat_options": (),
+    "passages_read": 3,
     "own_name": "书生",
     "device": "cuda",
     "dtype": "bfloat16",
@@ -112,7 +116,7 @@ def _driver_version() -> str:
 
 
 def current() -> Profile:
-    """The profile of this machine; COURSE_PROFILE and COURSE_BASE_MODEL override what is found."""
+    """The profile of this machine; COURSE_PROFILE, COURSE_BASE_MODEL, COURSE_EMBEDDING_MODEL override what is found."""
     gpu = find_gpu()
     name = os.environ.get("COURSE_PROFILE") or ("gpu" if gpu else "cpu")
     if name not in PROFILES:
@@ -120,7 +124,13 @@ def current() -> Profile:
     if name == "gpu" and gpu is None:
         raise ProfileError("COURSE_PROFILE=gpu，但这台机器上 torch 找不到可用的 GPU。"
                            "请用 nvidia-smi 检查显卡和驱动，或者取消 COURSE_PROFILE，改在 CPU 上运行。")
-    return Profile(name, _base_model(name), gpu if name == "gpu" else None, **PROFILES[name])
+    return Profile(name, _base_model(name), gpu if name == "gpu" else None,
+                   embedding_model=_embedding_model(), **PROFILES[name])
+
+
+def _embedding_model() -> Path | None:
+    chosen = os.environ.get("COURSE_EMBEDDING_MODEL")
+    return Path(chosen).expanduser().resolve() if chosen else None
 
 
 def _base_model(profile_name: str) -> Path:
